@@ -1,0 +1,50 @@
+# `make demo` and `make test` do all the set-up they need; a rerun skips what is already there.
+#   PYTHON=python3.12            which Python makes the environment (3.10 to 3.13)
+#   TORCH_INDEX=URL or pypi      where torch comes from, see scripts/set_up.sh
+#   ARGS="..."                   more arguments for `hypernoise demo` or pytest
+
+VENV ?= .venv
+INSTALLED := $(VENV)/.installed
+COMFYUI_INSTALLED := $(VENV)/.installed-comfyui
+# Not `python -m pytest`, which would put the root, with our nodes/, on sys.path.
+PYTEST := $(VENV)/bin/pytest
+RUFF := $(VENV)/bin/ruff
+
+export PYTHON TORCH_INDEX
+
+.PHONY: demo test parity comfyui lint format clean distclean
+
+demo: $(INSTALLED)  ## train a noise hypernetwork on the embedded generator and report the gain
+	$(VENV)/bin/hypernoise demo $(ARGS)
+
+test: $(COMFYUI_INSTALLED)  ## every test, those that start a real ComfyUI server too
+	$(PYTEST) $(ARGS)
+
+parity: $(INSTALLED)  ## only the comparison with the reference (HYPERNOISE_REFERENCE)
+	$(PYTEST) -m parity $(ARGS)
+
+comfyui: $(COMFYUI_INSTALLED)  ## only the tests that start a real ComfyUI server
+	$(PYTEST) -m comfyui $(ARGS)
+
+lint: $(INSTALLED)
+	$(RUFF) check .
+	$(RUFF) format --check .
+
+format: $(INSTALLED)
+	$(RUFF) check --fix .
+	$(RUFF) format .
+
+clean:  ## what commands wrote; the environment stays
+	rm -rf out build dist *.egg-info .pytest_cache .ruff_cache
+	find . -path './.venv' -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean  ## the environment too
+	rm -rf "$(VENV)"
+
+$(INSTALLED): pyproject.toml constraints.txt scripts/set_up.sh
+	sh scripts/set_up.sh project "$(VENV)"
+	@touch "$@"
+
+$(COMFYUI_INSTALLED): $(INSTALLED) tests/comfyui/fetch_comfyui.py
+	sh scripts/set_up.sh comfyui "$(VENV)"
+	@touch "$@"

@@ -1,0 +1,107 @@
+#!/bin/sh
+# Makes the environment and installs into it. The Makefile calls this, from the repository's root:
+#
+#   sh scripts/set_up.sh project .venv   the project, editable, with all its extras
+#   sh scripts/set_up.sh comfyui .venv   and what ComfyUI's own server needs, for its tests
+#
+# Uses uv when it is there, else venv and pip. Every version comes from constraints.txt.
+#
+# torch: PyPI's Linux build brings some 5 GB of CUDA libraries. On Linux without an NVIDIA GPU this
+# takes the CPU build from PyTorch's own index, if that answers. TORCH_INDEX decides otherwise: the
+# address of an index, or `pypi`.
+set -eu
+
+part=$1
+venv=$2
+cpu_index=https://download.pytorch.org/whl/cpu
+
+say() { printf 'set-up: %s\n' "$*" >&2; }
+
+# find_python: a Python that constraints.txt was tested with, else whatever newer one there is.
+find_python() {
+    supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'
+    newer='import sys; sys.exit(sys.version_info[:2] < (3, 10))'
+    if [ -n "${PYTHON:-}" ]; then
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in python3 python3.13 python3.12 python3.11 python3.10; do
+        if "$candidate" -c "$supported" 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    if python3 -c "$newer" 2>/dev/null; then
+        say "$(python3 --version) is newer than the tested 3.10 to 3.13; trying it all the same"
+        echo python3
+    fi
+}
+
+make_venv() {
+    if [ -x "$venv/bin/python" ]; then
+        return
+    fi
+    python=$(find_python)
+    if command -v uv >/dev/null; then
+        # --seed brings pip, which the fetching of ComfyUI uses; uv fetches a Python if need be.
+        uv venv --quiet --seed --python "${python:-3.12}" "$venv"
+    elif [ -z "$python" ]; then
+        say "no Python 3.10 to 3.13 found; install one, or set PYTHON=/path/to/python"
+        exit 1
+    elif ! "$python" -m venv "$venv"; then
+        rm -rf "$venv"
+        say "$python -m venv failed; on Debian and Ubuntu: apt install python3-venv"
+        exit 1
+    fi
+}
+
+install() {
+    if command -v uv >/dev/null; then
+        uv pip install --quiet --python "$venv/bin/python" -c constraints.txt "$@"
+    else
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt "$@"
+    fi
+}
+
+wants_cpu_build() {
+    [ "$(uname -s)" = Linux ] || return 1  # elsewhere PyPI's torch has no CUDA libraries
+    ! nvidia-smi -L >/dev/null 2>&1 || return 1
+    probe='import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)'
+    "$venv/bin/python" -c "$probe" "$cpu_index/torch/" 2>/dev/null
+}
+
+install_torch_from() {
+    # --no-deps: what torch needs comes from PyPI, at the versions of constraints.txt.
+    install --no-deps --index-url "$1" torch torchvision torchaudio
+}
+
+install_torch() {
+    if [ "${TORCH_INDEX:-}" = pypi ]; then
+        say "torch: PyPI, as TORCH_INDEX says"
+    elif [ -n "${TORCH_INDEX:-}" ]; then
+        say "torch: $TORCH_INDEX, as TORCH_INDEX says"
+        install_torch_from "$TORCH_INDEX"
+    elif wants_cpu_build && install_torch_from "$cpu_index"; then
+        say "torch: CPU build from $cpu_index"
+    else
+        say "torch: PyPI (on Linux with CUDA libraries, some 5 GB on disk)"
+    fi
+}
+
+case $part in
+project)
+    make_venv
+    install_torch
+    say "installing hypernoise[train,rewards,test] into $venv"
+    install -e '.[train,rewards,test]'
+    ;;
+comfyui)
+    comfyui=$("$venv/bin/python" tests/comfyui/fetch_comfyui.py)
+    say "installing what ComfyUI in $comfyui needs"
+    install -r "$comfyui/requirements.txt"
+    ;;
+*)
+    say "unknown part '$part', choose from project, comfyui"
+    exit 2
+    ;;
+esac
