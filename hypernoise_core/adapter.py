@@ -1,0 +1,285 @@
+"""Noise hypernetworks on disk: read every known form, write ours.
+
+Ours is one .safetensors with peft's key names and the metadata in its header, or a peft folder
+(adapter_config.json and adapter_model.safetensors) whose weights carry the same header. Read as
+well: peft folders with .safetensors or .bin, and single files of others.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from .atomic_file import write_atomically
+from .families import Family, get_family, looks_like
+from .hypernetwork import NoiseHypernetwork
+from .lora import LoraBranch
+from .metadata import AdapterError, AdapterMetadata, is_hypernoise_header
+from .module_names import LayerWeights, name_some, parse_weights, strip_prefixes
+from .peft_config import CONFIG_NAME, PeftConfig, config_for
+
+__all__ = ["AdapterError", "AdapterMetadata", "load_adapter", "read_metadata", "save_adapter"]
+
+WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+PEFT_PREFIX = "base_model.model."  # what PeftModel.from_pretrained expects in a folder
+DIFFUSERS_CONFIG = (
+    "lora_adapter_metadata"  # header entry from which diffusers takes the LoRA config
+)
+ALPHA_PATTERN = "alpha_pattern"
+
+
+def load_adapter(
+    path: str | Path, *, family: str | None = None, alpha: float | None = None
+) -> NoiseHypernetwork:
+    """Read a noise hypernetwork.
+
+    Args:
+        path: a folder as peft saves it, a .safetensors or a .bin file.
+        family: the generator's family; None: what the file says, else what its layers look like.
+        alpha: LoRA alpha, for a file that does not tell it.
+
+    Returns:
+        The hypernetwork on the CPU, in the dtype of the file; its parameters take gradients.
+
+    Raises:
+        AdapterError: the file is missing, damaged, of another kind, or leaves its scale open.
+        ValueError: no such family.
+    """
+    weights = find_weights(Path(path))
+    try:
+        # Nodes run in inference mode, whose tensors could never be trained later.
+        with torch.inference_mode(False):
+            tensors, header = _read(weights)
+            return _build(weights, tensors, header, family, alpha)
+    except AdapterError as error:
+        if str(path) in str(error):
+            raise
+        raise AdapterError(f"{path}: {error}") from error
+
+
+def read_metadata(path: str | Path) -> AdapterMetadata | None:
+    """The metadata in a file's header, without its weights; None where the file is not ours.
+
+    Raises:
+        AdapterError: the file is missing or damaged.
+    """
+    weights = find_weights(Path(path))
+    if weights.suffix == ".bin":
+        return None
+    with _open(weights) as file:
+        header = file.metadata() or {}
+    return AdapterMetadata.from_header(header) if is_hypernoise_header(header) else None
+
+
+def find_weights(path: Path) -> Path:
+    """The file that holds the weights: `path` itself or the one in that folder.
+
+    Raises:
+        AdapterError: names what was looked for.
+    """
+    if path.is_dir():
+        found = [path / name for name in WEIGHT_NAMES if (path / name).is_file()]
+        if not found:
+            raise AdapterError(f"the folder {path} holds none of {', '.join(WEIGHT_NAMES)}")
+        return found[0]
+    if not path.is_file():
+        raise AdapterError(f"there is no adapter at {path}")
+    if path.suffix not in (".safetensors", ".bin"):
+        raise AdapterError(f"{path} is neither a folder nor a .safetensors or .bin file")
+    return path
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"{path} is damaged, cut short or no .safetensors file: {error}"
+        ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file and its header's entries."""
+    if path.suffix == ".bin":
+        return _read_bin(path), {}
+    with _open(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    """A pickled dict of tensors, unpickled without running any code in it."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise AdapterError(
+            f"{path} is damaged, or holds more than tensors, which is refused because such a file "
+            f"can run code: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise AdapterError(f"{path} is no adapter: it does not hold tensors by name")
+    return tensors
+
+
+def _build(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    family_name: str | None,
+    alpha: float | None,
+) -> NoiseHypernetwork:
+    layers = parse_weights(tensors).layers
+    ours = AdapterMetadata.from_header(header) if is_hypernoise_header(header) else None
+    family = _family(list(layers), ours.family if ours else None, family_name)
+    config = None if ours else _config(path, header)
+    if ours is not None:
+        alphas = _alphas_of_header(layers, ours, header)
+    elif config is not None:
+        alphas = _alphas_of_config(layers, config)
+    else:
+        alphas = _alphas_of_keys(path, layers, alpha)
+    if alpha is not None and any(alpha != known for known in alphas.values()):
+        known = sorted(set(alphas.values()))
+        raise AdapterError(f"alpha={alpha} was given, but the file says {known}: leave it out")
+    branches = {name: LoraBranch(w.down, w.up, alphas[name]) for name, w in layers.items()}
+    return NoiseHypernetwork(branches, ours or _metadata(branches, family, config))
+
+
+def _family(names: list[str], stated: str | None, asked: str | None) -> Family:
+    """The family that file, caller and layer names agree on."""
+    if stated and asked and stated != asked:
+        raise AdapterError(f"the adapter is for {stated}, not for {asked}")
+    guess = looks_like(names)
+    if asked or stated:
+        family = get_family(asked or stated)
+    elif guess is not None:
+        family = guess
+    else:
+        raise AdapterError(
+            f"no known family has the layers {name_some(names)}; name the family if one does"
+        )
+    foreign = [name for name in names if not family.has_layer(name)]
+    if foreign:
+        like = f"; the adapter looks like {guess.name}" if guess not in (None, family) else ""
+        raise AdapterError(
+            f"{len(foreign)} of {len(names)} layers do not belong to {family.name}: "
+            f"{name_some(foreign)}{like}"
+        )
+    return family
+
+
+def _config(path: Path, header: Mapping[str, str]) -> PeftConfig | None:
+    """The LoRA configuration beside the file, else the one diffusers wrote into its header."""
+    beside = path.parent / CONFIG_NAME
+    if beside.is_file():
+        return PeftConfig.read(beside)
+    if DIFFUSERS_CONFIG not in header:
+        return None
+    try:
+        values = json.loads(header[DIFFUSERS_CONFIG])
+        return PeftConfig({strip_prefixes(name): value for name, value in values.items()})
+    except (ValueError, AttributeError) as error:
+        raise AdapterError(f"{DIFFUSERS_CONFIG} in the header of {path}: {error}") from error
+
+
+def _alphas_of_header(
+    layers: Mapping[str, LayerWeights], metadata: AdapterMetadata, header: Mapping[str, str]
+) -> dict[str, float]:
+    try:
+        own = json.loads(header.get(ALPHA_PATTERN, "{}"))
+        return {name: float(own.get(name, metadata.alpha)) for name in layers}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise AdapterError(f"{ALPHA_PATTERN} in the file's header is damaged: {error}") from error
+
+
+def _alphas_of_config(layers: Mapping[str, LayerWeights], config: PeftConfig) -> dict[str, float]:
+    ranks = {name: weights.down.shape[0] for name, weights in layers.items()}
+    wrong = [
+        f"{name} (got {rank}, expected {config.rank_of(name)})"
+        for name, rank in ranks.items()
+        if rank != config.rank_of(name)
+    ]
+    if wrong:
+        raise AdapterError(f"ranks differ from those in the LoRA configuration: {name_some(wrong)}")
+    alphas = {name: config.alpha_of(name) for name in layers}
+    stated = [n for n, w in layers.items() if w.alpha is not None and w.alpha != alphas[n]]
+    if stated:
+        raise AdapterError(
+            f"alpha in the weights differs from the LoRA configuration: {name_some(stated)}"
+        )
+    return alphas
+
+
+def _alphas_of_keys(
+    path: Path, layers: Mapping[str, LayerWeights], alpha: float | None
+) -> dict[str, float]:
+    """Alpha of each layer from its own key, else the caller's."""
+    silent = [name for name, weights in layers.items() if weights.alpha is None]
+    if silent and alpha is None:
+        raise AdapterError(
+            f"{path} does not tell its LoRA alpha, so its scale alpha / rank is unknown: put its "
+            f"{CONFIG_NAME} into {path.parent}, or give alpha (the reference trains with alpha = "
+            f"2 x rank for SANA-Sprint, 5 x rank for FLUX, 1 x rank for SD-Turbo)"
+        )
+    return {name: alpha if w.alpha is None else w.alpha for name, w in layers.items()}
+
+
+def _metadata(
+    branches: Mapping[str, LoraBranch], family: Family, config: PeftConfig | None
+) -> AdapterMetadata:
+    """Metadata of a foreign file: the rank and alpha of most layers."""
+    (rank, alpha), _ = Counter((b.rank, b.alpha) for b in branches.values()).most_common(1)[0]
+    return AdapterMetadata(
+        family=family.name,
+        rank=rank,
+        alpha=alpha,
+        last_layer=family.last_layer,
+        base_model=config.base_model if config else None,
+    )
+
+
+def save_adapter(hypernetwork: NoiseHypernetwork, path: str | Path) -> Path:
+    """Write a noise hypernetwork; a reader sees the old file or the whole new one, never a part.
+
+    Args:
+        path: one file if it ends in .safetensors, else a folder that peft opens as well.
+
+    Returns:
+        The file or folder.
+
+    Raises:
+        ValueError: the path is a single file of another kind.
+    """
+    path = Path(path)
+    branches, metadata = hypernetwork.branches, hypernetwork.metadata
+    config = json.dumps(config_for(branches, metadata), indent=2)
+    own_alphas = {name: b.alpha for name, b in branches.items() if b.alpha != metadata.alpha}
+    header = metadata.to_header() | {"format": "pt", DIFFUSERS_CONFIG: config}
+    if own_alphas:
+        header[ALPHA_PATTERN] = json.dumps(own_alphas)
+    if path.suffix == ".safetensors":
+        write_atomically(path, serialise(_tensors(branches, ""), header))
+        return path
+    if path.suffix == ".bin" or path.is_file():
+        raise ValueError(f"adapters are written as .safetensors or into a folder, not as {path}")
+    write_atomically(path / WEIGHT_NAMES[0], serialise(_tensors(branches, PEFT_PREFIX), header))
+    write_atomically(path / CONFIG_NAME, config.encode())
+    return path
+
+
+def _tensors(branches: Mapping[str, LoraBranch], prefix: str) -> dict[str, Tensor]:
+    tensors = {}
+    for name, branch in branches.items():
+        for factor, weight in (("A", branch.down), ("B", branch.up)):
+            key = f"{prefix}{name}.lora_{factor}.weight"
+            tensors[key] = weight.detach().to("cpu").contiguous()
+    return tensors

@@ -1,0 +1,202 @@
+"""LoRA branches on the modules of a frozen network, through forward hooks inside a context manager.
+
+The network is never changed: its weights stay as they are, and every hook is gone when the context
+ends, whatever ended it. Letters: r rank, i and o input and output features, kh and kw kernel size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .execution import recomputed_inside, run_eagerly
+
+Hook = Callable[[nn.Module, tuple, dict, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LoraTarget:
+    """Where a named layer of an adapter lands on a network.
+
+    Networks that fuse layers (q, k, v in one Linear) take several adapter layers on one module, each
+    on its own slice of the output features.
+    """
+
+    module: str
+    """Path of the module in the network."""
+    offset: int = 0
+    """First output feature of the slice."""
+    size: int | None = None
+    """Number of output features of the slice; None: all from `offset` on."""
+    swap_halves: bool = False
+    """The module holds the two halves of these features the other way round (scale and shift)."""
+
+
+class LoraBranch(nn.Module):
+    """One LoRA branch, up(down(x)) * alpha / rank, beside a Linear or a Conv2d.
+
+    Beside a Conv2d the first factor takes the layer's kernel, stride, padding and dilation. It is
+    dense even where the layer's convolution is grouped; the second factor is dense too (peft < 0.16,
+    the released adapters) or has the layer's groups (peft >= 0.16), which its shape tells.
+
+    Args:
+        down: the factor A, (r, i), or (r, i, kh, kw) beside a Conv2d.
+        up: the factor B, (o, r), or (o, r, 1, 1), or grouped (o, r / groups, 1, 1).
+        alpha: numerator of the scale.
+    """
+
+    def __init__(self, down: Tensor, up: Tensor, alpha: float) -> None:
+        super().__init__()
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(up)
+        self.alpha = float(alpha)
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def forward(self, features: Tensor, layer: nn.Module) -> Tensor:
+        """The branch's output for the input of `layer`, in the input's dtype and on its device."""
+        down = self.down.to(device=features.device, dtype=features.dtype)
+        up = self.up.to(device=features.device, dtype=features.dtype)
+        if down.ndim == 2:
+            return F.linear(F.linear(features, down), up) * self.scale
+        hidden = F.conv2d(features, down, None, layer.stride, layer.padding, layer.dilation)
+        return F.conv2d(hidden, up, groups=self.rank // up.shape[1]) * self.scale
+
+
+@contextmanager
+def attach(
+    network: nn.Module,
+    branches: Mapping[str, LoraBranch],
+    targets: Mapping[str, LoraTarget],
+    last_layer: str,
+) -> Iterator[None]:
+    """Add the branches to the network's layers for the calls made inside the context.
+
+    The layer named `last_layer` gives its branch alone, without its own weight and bias. Blocks that
+    the network recomputes during backward (gradient checkpointing) are recomputed with the branches,
+    though the context has ended by then; call backward outside the context. A compiled network runs
+    uncompiled inside, because compiled code does not see hooks.
+
+    Args:
+        network: the frozen network; only its modules' inputs and outputs are used.
+        branches: by layer name; each name is in `targets` and its module in the network.
+        targets: where each layer lands.
+        last_layer: a name in `branches`.
+    """
+    modules = modules_by_name(network)
+    landings: dict[str, list[tuple[LoraTarget, LoraBranch]]] = {}
+    for name, branch in branches.items():
+        landings.setdefault(targets[name].module, []).append((targets[name], branch))
+    replaced = targets[last_layer].module
+    hooks = _Hooks([(modules[m], _hook(landing, m == replaced)) for m, landing in landings.items()])
+    with run_eagerly(network), recomputed_inside(network, hooks.active), hooks.active():
+        yield
+
+
+class _Hooks:
+    """Forward hooks that exist only while `active`; entering twice registers them once."""
+
+    def __init__(self, hooks: list[tuple[nn.Module, Hook]]) -> None:
+        self.hooks = hooks
+        self.handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        if self.handles:
+            yield
+            return
+        try:
+            for module, hook in self.hooks:
+                self.handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            yield
+        finally:
+            for handle in self.handles:
+                handle.remove()
+            self.handles.clear()
+
+
+def _hook(landings: list[tuple[LoraTarget, LoraBranch]], replace: bool) -> Hook:
+    """A forward hook that adds the branches, or gives them alone if `replace`."""
+
+    def hook(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        features = args[0] if args else next(iter(kwargs.values()))
+        result = torch.zeros_like(output) if replace else output
+        for target, branch in landings:
+            result = _added(result, branch(features, layer).to(output.dtype), target)
+        return result
+
+    return hook
+
+
+def _added(output: Tensor, branch: Tensor, target: LoraTarget) -> Tensor:
+    """`output` plus the branch on its slice of the features, which are an image's channels."""
+    dim = 1 if branch.ndim == 4 and branch.shape[2:] == output.shape[2:] else -1
+    if target.swap_halves:
+        first, second = branch.chunk(2, dim)
+        branch = torch.cat([second, first], dim)
+    if branch.shape == output.shape:
+        return output + branch
+    output = output.clone()  # a hook must not write into what the layer may keep
+    output.narrow(dim, target.offset, branch.shape[dim]).add_(branch)
+    return output
+
+
+def modules_by_name(network: nn.Module) -> dict[str, nn.Module]:
+    """The network's modules by path, without the wrapper that `torch.compile` puts into the path."""
+    return {
+        ".".join(part for part in name.split(".") if part != "_orig_mod"): module
+        for name, module in network.named_modules()
+    }
+
+
+def adaptable_layers(network: nn.Module, adapt_depthwise: bool) -> dict[str, nn.Module]:
+    """Every Linear and Conv2d of the network by path, grouped convolutions only if asked for."""
+    return {
+        name: module
+        for name, module in modules_by_name(network).items()
+        if isinstance(module, nn.Linear)
+        or (isinstance(module, nn.Conv2d) and (module.groups == 1 or adapt_depthwise))
+    }
+
+
+def misfit(branch: LoraBranch, layer: nn.Module, target: LoraTarget) -> str | None:
+    """What keeps the branch from that place, with got and expected shapes; None where it fits.
+
+    Reads the layer's declared sizes and never its weight, which may be elsewhere or quantised.
+    """
+    shapes = _expected_shapes(layer, branch.rank)
+    if shapes is None:
+        return f"{type(layer).__name__} is neither a Linear nor a Conv2d"
+    down, ups = shapes
+    room = ups[0][0] - target.offset
+    width = room if target.size is None else target.size
+    if width > room:
+        return f"features {target.offset} to {target.offset + width} exceed its {ups[0][0]}"
+    ups = [(width, *up[1:]) for up in ups]
+    got_down, got_up = tuple(branch.down.shape), tuple(branch.up.shape)
+    if got_down == down and got_up in ups:
+        return None
+    return f"got A {got_down} B {got_up}, expected A {down} B {' or '.join(map(str, ups))}"
+
+
+def _expected_shapes(layer: nn.Module, rank: int) -> tuple[tuple, list[tuple]] | None:
+    """Shape of A and the possible shapes of B beside the layer; None beside other layers."""
+    if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+        return (rank, layer.in_features), [(layer.out_features, rank)]
+    if hasattr(layer, "in_channels") and len(getattr(layer, "kernel_size", ())) == 2:
+        ups = [(layer.out_channels, rank, 1, 1)]
+        if layer.groups > 1 and rank % layer.groups == 0:
+            ups.append((layer.out_channels, rank // layer.groups, 1, 1))
+        return (rank, layer.in_channels, *layer.kernel_size), ups
+    return None

@@ -1,0 +1,85 @@
+"""What an adapter says about itself, and the error of every adapter that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+FORMAT_VERSION = 1
+
+
+class AdapterError(ValueError):
+    """An adapter file that cannot be read, or an adapter that does not fit the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterMetadata:
+    """Facts about a noise hypernetwork that its weights do not tell."""
+
+    family: str
+    """Name of the generator family, as `get_family` takes it."""
+    rank: int
+    """Rank r of most layers; single layers may differ."""
+    alpha: float
+    """LoRA alpha of most layers; a branch is scaled by alpha / rank."""
+    last_layer: str
+    """Name of the layer that gives its LoRA branch alone."""
+    base_model: str | None = None
+    """Repository or folder of the frozen generator it was trained for."""
+    training_steps: int | None = None
+    """Optimizer updates it was trained for."""
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """Weight of each reward it was trained on."""
+    format_version: int = FORMAT_VERSION
+    """Version of the file format; a reader refuses versions above its own."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise AdapterError(f"rank must be at least 1, got {self.rank}")
+        if self.format_version > FORMAT_VERSION:
+            raise AdapterError(
+                f"the adapter has format version {self.format_version}, this hypernoise reads up to "
+                f"{FORMAT_VERSION}: update hypernoise"
+            )
+
+    def to_header(self) -> dict[str, str]:
+        """Entries of a .safetensors header, which holds strings only; unknown facts are left out."""
+        header = {
+            "format_version": str(self.format_version),
+            "family": self.family,
+            "rank": str(self.rank),
+            "alpha": repr(float(self.alpha)),
+            "last_layer": self.last_layer,
+            "rewards": json.dumps(dict(self.rewards)),
+        }
+        if self.base_model is not None:
+            header["base_model"] = self.base_model
+        if self.training_steps is not None:
+            header["training_steps"] = str(self.training_steps)
+        return header
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str]) -> AdapterMetadata:
+        """The inverse of `to_header`.
+
+        Raises:
+            AdapterError: an entry is missing or is not what its name says.
+        """
+        entries: dict[str, Any] = {f.name: header[f.name] for f in fields(cls) if f.name in header}
+        try:
+            for name in entries.keys() & {"format_version", "rank", "training_steps"}:
+                entries[name] = int(entries[name])
+            entries["alpha"] = float(entries["alpha"])
+            entries["rewards"] = dict(json.loads(entries.get("rewards", "{}")))
+            return cls(**entries)
+        except AdapterError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise AdapterError(f"the metadata in the file's header is damaged: {error}") from error
+
+
+def is_hypernoise_header(header: Mapping[str, str]) -> bool:
+    """Whether a .safetensors header was written by `AdapterMetadata.to_header`."""
+    return "format_version" in header and "family" in header
