@@ -1,0 +1,43 @@
+"""What a training run is told."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings of one run; the defaults are the recipe of tiny-sprint.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    steps: int = 240
+    """Optimizer steps."""
+    batch_size: int = 48
+    """Images per step, each with a prompt and a fresh noise of its own."""
+    rank: int = 16
+    """Rank of every LoRA branch."""
+    alpha: float = 32.0
+    """LoRA scale times rank."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up; a linear decay follows."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this L2 norm."""
+    penalty_weight: float = 1.0
+    """Weight of mean(f^2) against the reward."""
+    max_seconds: float | None = None
+    """Wall-clock limit in seconds: the schedule shortens so that the run ends in time."""
+    seed: int = 0
+    """Seed of weights, prompts and noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "rank", "alpha", "learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("warmup_steps", "penalty_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise ValueError(f"max_seconds must be above 0, not {self.max_seconds}")

@@ -1,0 +1,1 @@
+"""Evaluation: methods side by side on the same captions and noises, and the report of it."""

@@ -1,0 +1,90 @@
+"""`hypernoise generate`: images with and without the hypernetwork, from the same noise."""
+
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from ..hypernoise_core.adapter import load_adapter
+from ..hypernoise_core.families import family_of_pipeline
+from ..hypernoise_core.generate import generate
+from .evaluation.figures import side_by_side
+from .pipelines import ASSETS, load_pipeline
+
+EMBEDDED_ADAPTER = ASSETS / "tiny-hypernoise.safetensors"
+
+
+def read_prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
+    """The given prompts and those of a text file, one a line; empty lines are passed over.
+
+    Raises:
+        ValueError: there is no prompt.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines() if file else []
+    found = [*prompts, *(line.strip() for line in lines if line.strip())]
+    if not found:
+        raise ValueError("no prompt: give --prompts 'a red circle' or --prompts-file FILE")
+    return found
+
+
+def write_comparison(
+    prompts: list[str],
+    *,
+    model: str,
+    adapter: Path | None,
+    steps: int,
+    seed: int,
+    images_per_prompt: int,
+    strength: float,
+    height: int | None,
+    width: int | None,
+    batch_size: int,
+    out: Path,
+) -> Path:
+    """Writes `NNN_base.png`, `NNN_hypernoise.png` for each image and `grid.png`; returns the grid.
+
+    Raises:
+        ValueError: the adapter is missing where the model has no embedded one, or does not fit.
+        FileNotFoundError: there is no such model or adapter.
+    """
+    if adapter is None:
+        if model != "tiny-sprint":
+            raise ValueError(f"which hypernetwork for {model}? Give --adapter FILE")
+        adapter = EMBEDDED_ADAPTER
+    if images_per_prompt < 1:
+        raise ValueError(f"--images-per-prompt must be at least 1, not {images_per_prompt}")
+    hypernetwork = load_adapter(adapter)
+    pipeline = load_pipeline(model)
+    texts = [prompt for prompt in prompts for _ in range(images_per_prompt)]
+    conditioning = family_of_pipeline(pipeline).encode(pipeline, texts)
+    options = {
+        "steps": steps,
+        "seeds": [seed + i for i in range(len(texts))],
+        "height": height,
+        "width": width,
+        "batch_size": batch_size,
+        "conditioning": conditioning,
+    }
+    rows = {
+        "base": generate(pipeline, texts, None, **options).images,
+        "hypernoise": generate(pipeline, texts, hypernetwork, strength=strength, **options).images,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, images in rows.items():
+        for i, image in enumerate(images):
+            write_png(out / f"{i:03d}_{name}.png", image)
+    side_by_side(out / "grid.png", texts, rows)
+    return out / "grid.png"
+
+
+def write_png(path: Path, image: Tensor) -> None:
+    """Writes an image (3, H, W) in [0, 1], whole or not at all."""
+    from PIL import Image
+
+    pixels = (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        Image.fromarray(pixels).save(file, format="PNG")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,113 @@
+"""tiny-preference: a small CLIP that scores how well an image of the tiny world fits a caption.
+
+Trained contrastively on drawn scenes of training captions. Each batch is made of groups of
+captions that differ in one word, so that the easiest way out is to read every word.
+"""
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+from .generator import build_tokenizer, vocabulary
+from .optimization import MuonAdamW
+from .pool import Pool
+from .scenes import IMAGE_SIZE
+
+_GROUPS, _GROUP_SIZE = 48, 4  # captions of a batch
+
+
+def build_preference() -> CLIPModel:
+    """A CLIP of 0.6 million parameters: 8x8 patches, width 96, four layers beside two."""
+    width = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4}
+    config = CLIPConfig(
+        projection_dim=64,
+        vision_config={
+            **width,
+            "num_hidden_layers": 4,
+            "image_size": IMAGE_SIZE,
+            "patch_size": 8,
+            "projection_dim": 64,
+        },
+        text_config={
+            **width,
+            "num_hidden_layers": 2,
+            "vocab_size": len(vocabulary()),
+            "max_position_embeddings": 20,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "bos_token_id": 2,
+            "projection_dim": 64,
+        },
+    )
+    return CLIPModel(config)
+
+
+def build_preference_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of tiny-sprint, with <eos> behind each text, from which CLIP reads it."""
+    from tokenizers import processors
+
+    tokenizer, ids = build_tokenizer(), vocabulary()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>",
+        special_tokens=[("<bos>", ids["<bos>"]), ("<eos>", ids["<eos>"])],
+    )
+    tokenizer.model_max_length = 20
+    return tokenizer
+
+
+def similarities(
+    model: CLIPModel, tokenizer: PreTrainedTokenizerFast, images: Tensor, texts: list[str]
+) -> Tensor:
+    """CLIP logits, scale x cosine, of images (B, 3, H, W) in [0, 1] and T texts: (B, T)."""
+    tokens = tokenizer(texts, return_tensors="pt", padding=True)
+    outputs = model(
+        pixel_values=images * 2 - 1,
+        input_ids=tokens.input_ids,
+        attention_mask=tokens.attention_mask,
+    )
+    return outputs.logits_per_image
+
+
+def _augment(images: Tensor, rng: random.Random) -> Tensor:
+    """Blur and grain, as a generator's images have them."""
+    if rng.random() < 0.5:
+        size = rng.choice((24, 32, 40, 48))
+        small = F.interpolate(images, size=size, mode="area")
+        images = F.interpolate(small, size=IMAGE_SIZE, mode="bilinear")
+    return images + torch.randn_like(images) * rng.choice((0.0, 0.02, 0.05, 0.1))
+
+
+def train_preference(pool: Pool, *, steps: int, seed: int) -> CLIPModel:
+    """Trains tiny-preference on a pool; prints the loss and the in-batch accuracy as it goes."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    model, tokenizer = build_preference(), build_preference_tokenizer()
+    optimizer = MuonAdamW([model], steps=steps, adamw_lr=1e-3, muon_lr=2e-3)
+    for step in (bar := tqdm(range(steps), desc="tiny-preference", mininterval=5)):
+        anchors = [rng.randrange(len(pool)) for _ in range(_GROUPS)]
+        indices = [i for a in anchors for i in pool.lookalikes(a, _GROUP_SIZE, rng)]
+        texts = [pool.captions[i].text for i in indices]
+        distinct = sorted(set(texts))
+        images = _augment(pool.batch(indices), rng)
+        logits = similarities(model, tokenizer, images, distinct)
+        target = torch.tensor([distinct.index(text) for text in texts])
+        same = F.one_hot(target, len(distinct)).float()
+        to_images = -(same / same.sum(0) * F.log_softmax(logits, 0)).sum(0).mean()
+        optimizer.step((F.cross_entropy(logits, target) + to_images) / 2)
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=4.0)
+        if step % 50 == 0:
+            right = (logits.argmax(1) == target).float().mean().item()
+            bar.set_postfix_str(f"accuracy {right:.3f}, scale {model.logit_scale.exp():.1f}")
+    return model.eval().requires_grad_(False)
+
+
+def save_preference(model: CLIPModel, folder: Path) -> None:
+    """Writes the model and its tokenizer as transformers loads them."""
+    model.save_pretrained(folder)
+    build_preference_tokenizer().save_pretrained(folder)

@@ -1,0 +1,137 @@
+"""Trains a noise hypernetwork on a frozen pipeline against a reward."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..hypernoise_core.families import family_of_pipeline
+from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
+from ..hypernoise_core.rewards import Reward
+from .config import TrainingConfig
+from .loss import LossTerms, hypernoise_loss
+
+_ENCODE_BATCH = 64
+
+
+@dataclass
+class History:
+    """One entry a step; `seconds` counts from the start of training."""
+
+    reward: list[float] = field(default_factory=list)
+    penalty: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+class Trainer:
+    """A run: frozen pipeline, reward and prompts in; a trained hypernetwork out.
+
+    Args:
+        pipeline: a diffusers pipeline of a known family.
+        reward: scores images (B, 3, H, W) in [0, 1] against prompts.
+        prompts: what is trained on; each is encoded once.
+        size: height and width of the images in pixels.
+
+    Raises:
+        ValueError: there are no prompts.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        reward: Reward,
+        prompts: Sequence[str],
+        config: TrainingConfig,
+        *,
+        size: tuple[int, int],
+    ) -> None:
+        if not prompts:
+            raise ValueError("training needs at least one prompt")
+        self.pipeline, self.reward, self.config = pipeline, reward, config
+        self.family = family_of_pipeline(pipeline)
+        self.network = self.family.network(pipeline)
+        self.prompts = list(prompts)
+        self.latent_shape = self.family.latent_shape(pipeline, *size)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.hypernetwork = NoiseHypernetwork.initialise(
+            self.network,
+            self.family,
+            rank=config.rank,
+            alpha=config.alpha,
+            generator=self.generator,
+        )
+        self.history = History()
+        self._parameters = list(self.hypernetwork.parameters())
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=config.learning_rate, weight_decay=0.0
+        )
+        self._conditioning = self._encode_prompts()
+
+    def run(self, on_step: Callable[[int], None] | None = None) -> NoiseHypernetwork:
+        """Trains to the last step, or to the time limit, under a progress bar."""
+        start, step, progress = time.monotonic(), 0, 0.0
+        with tqdm(total=self.config.steps, desc="training", unit="step") as bar:
+            while progress < 1:
+                self._set_learning_rate(step, progress)
+                terms, grad_norm = self._step()
+                step += 1
+                elapsed = time.monotonic() - start
+                progress = self._progress(step, elapsed)
+                self._record(terms, grad_norm, elapsed)
+                bar.update()
+                bar.set_postfix_str(
+                    f"reward {terms.reward.mean():.2f}, |f|^2 {terms.penalty:.3f}, "
+                    f"{step * self.config.batch_size / elapsed:.0f} images/s"
+                )
+                if on_step:
+                    on_step(step)
+        return self.hypernetwork
+
+    def _progress(self, step: int, elapsed: float) -> float:
+        """Share of the run that is over, in steps or in seconds, whichever is more."""
+        limit = self.config.max_seconds
+        return max(step / self.config.steps, elapsed / limit if limit else 0.0)
+
+    def _set_learning_rate(self, step: int, progress: float) -> None:
+        warmup = min(1.0, (step + 1) / max(1, self.config.warmup_steps))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * warmup * max(0.02, 1 - progress)
+
+    def _step(self) -> tuple[LossTerms, float]:
+        batch = self.config.batch_size
+        chosen = torch.randint(len(self.prompts), (batch,), generator=self.generator)
+        noise = torch.randn(batch, *self.latent_shape, generator=self.generator)
+        conditioning = {key: value[chosen] for key, value in self._conditioning.items()}
+        delta = self.hypernetwork(self.network, noise, conditioning)
+        images = self._generate(modulate(noise, delta), conditioning)
+        reward = self.reward(images, [self.prompts[i] for i in chosen])
+        terms = hypernoise_loss(delta, reward, self.config.penalty_weight)
+        self._optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
+        self._optimizer.step()
+        return terms, float(norm)
+
+    def _generate(self, noise: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], by one step of the frozen generator."""
+        latents = self.family.denoise(self.pipeline, noise, conditioning, 1)
+        return self.family.decode(self.pipeline, latents)
+
+    @torch.no_grad()
+    def _encode_prompts(self) -> dict[str, Tensor]:
+        chunks = [
+            self.family.encode(self.pipeline, self.prompts[i : i + _ENCODE_BATCH])
+            for i in range(0, len(self.prompts), _ENCODE_BATCH)
+        ]
+        return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
+
+    def _record(self, terms: LossTerms, grad_norm: float, seconds: float) -> None:
+        self.history.reward.append(float(terms.reward.mean()))
+        self.history.penalty.append(float(terms.penalty))
+        self.history.grad_norm.append(grad_norm)
+        self.history.seconds.append(seconds)
