@@ -1,0 +1,34 @@
+"""ComfyUI side of HyperNoise: the list of nodes.
+
+Importing this package needs a running ComfyUI; the package above imports it only when ComfyUI asks
+for `comfy_entrypoint`.
+"""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import model_folders
+from .hypernetwork import ApplyHypernetwork, LoadHypernetwork
+from .sana_sprint.loader import EmptySanaLatent, LoadSanaSprint
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadSanaSprint,
+    EmptySanaLatent,
+    LoadHypernetwork,
+    ApplyHypernetwork,
+]
+
+# Not in `on_load`: ComfyUI reads extra paths and lists of files before and after that.
+model_folders.register()
+
+
+class HyperNoiseExtension(ComfyExtension):
+    """What ComfyUI receives from `comfy_entrypoint`."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The node classes, in the order of the menu."""
+        return NODES
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    """Called by ComfyUI once, when it loads the extension."""
+    return HyperNoiseExtension()

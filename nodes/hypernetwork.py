@@ -1,0 +1,89 @@
+"""The nodes that load a noise hypernetwork and put it in front of a sampler."""
+
+from comfy_api.latest import io
+
+from ..hypernoise_core.adapter import load_adapter
+from . import comfy_model, model_folders
+
+HypernoiseType = io.Custom("HYPERNOISE")
+
+
+class LoadHypernetwork(io.ComfyNode):
+    """A file or peft folder of models/hypernoise -> HYPERNOISE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperNoise_LoadHypernetwork",
+            display_name="Load Noise Hypernetwork",
+            category="HyperNoise",
+            description=(
+                "Loads a noise hypernetwork (LoRA weights that turn random noise into better noise "
+                "for one generator) from models/hypernoise."
+            ),
+            search_aliases=["hypernoise", "hypernetwork loader", "noise lora", "adapter"],
+            inputs=[
+                io.Combo.Input(
+                    "hypernetwork",
+                    options=list(model_folders.hypernetworks()),
+                    tooltip=(
+                        "A .safetensors or .bin file, or a peft folder, in models/hypernoise. "
+                        "It works with the generator it was trained on."
+                    ),
+                )
+            ],
+            outputs=[HypernoiseType.Output(display_name="hypernoise")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, hypernetwork: str) -> str:
+        return model_folders.fingerprint(_path(hypernetwork))
+
+    @classmethod
+    def execute(cls, hypernetwork: str) -> io.NodeOutput:
+        adapter = load_adapter(_path(hypernetwork))
+        return io.NodeOutput(comfy_model.Hypernoise.of(adapter, name=hypernetwork))
+
+
+class ApplyHypernetwork(io.ComfyNode):
+    """MODEL + HYPERNOISE -> MODEL whose samplers start from modulated noise."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperNoise_Apply",
+            display_name="Apply Noise Hypernetwork",
+            category="HyperNoise",
+            description=(
+                "Lets the hypernetwork rewrite the noise just before any sampler starts on it: one "
+                "extra pass of the model, whatever the number of steps. The model's weights stay "
+                "as they are. Several of these nodes in a row add up."
+            ),
+            search_aliases=["hypernoise", "modulate noise", "noise hypernetwork", "better noise"],
+            inputs=[
+                io.Model.Input("model", tooltip="The generator that the hypernetwork belongs to."),
+                HypernoiseType.Input("hypernoise", tooltip="From Load Noise Hypernetwork."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip=(
+                        "Factor on the change of the noise. 1 is what was trained; 0 runs nothing "
+                        "and gives the plain model's image."
+                    ),
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: io.Model.Type, hypernoise: comfy_model.Hypernoise, strength: float
+    ) -> io.NodeOutput:
+        return io.NodeOutput(comfy_model.apply(model, hypernoise, strength))
+
+
+def _path(name: str):
+    return model_folders.find(model_folders.hypernetworks(), name, model_folders.HYPERNOISE)

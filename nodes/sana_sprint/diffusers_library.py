@@ -1,0 +1,33 @@
+"""diffusers, imported when a SANA folder is loaded."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch
+
+
+def diffusers() -> ModuleType:
+    """The library, which ComfyUI itself does not need.
+
+    Raises:
+        ImportError: it, or its SANA-Sprint, is missing; names the command that installs it.
+    """
+    try:
+        import diffusers as library
+
+        library.SanaSprintPipeline  # noqa: B018  the library imports lazily; this fails if too old
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise ImportError(
+            f"Load SANA-Sprint needs the package diffusers, 0.33 or newer ({error}). Install it "
+            f"into ComfyUI's Python and restart ComfyUI: "
+            f'{sys.executable} -m pip install "diffusers>=0.33"'
+        ) from error
+    return library
+
+
+def from_folder(dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: weights in `dtype`, nothing from the network."""
+    major, minor = diffusers().__version__.split(".")[:2]
+    renamed = (int(major), int(minor)) >= (0, 40)
+    return {"dtype" if renamed else "torch_dtype": dtype, "local_files_only": True}

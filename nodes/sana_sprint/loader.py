@@ -1,0 +1,117 @@
+"""The nodes that load a SANA-Sprint folder and make an empty latent for it."""
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+
+from .. import model_folders
+from . import autoencoder, network, text_encoder
+
+PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class LoadSanaSprint(io.ComfyNode):
+    """A folder in diffusers' layout -> MODEL, CLIP, VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperNoise_LoadSanaSprint",
+            display_name="Load SANA-Sprint",
+            category="HyperNoise",
+            description=(
+                "Loads a SANA-Sprint folder in diffusers' layout from models/sana_sprint or "
+                "models/diffusers. Sample with cfg 1, scheduler simple and 1 to 4 steps."
+            ),
+            search_aliases=["sana", "sana sprint", "load sana", "diffusers loader"],
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=list(model_folders.sana_sprint_folders()),
+                    tooltip=(
+                        "A folder with model_index.json, transformer, text_encoder, tokenizer and "
+                        "vae. 'embedded' is the tiny generator that comes with this extension."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "instruction",
+                    default=True,
+                    tooltip=(
+                        "Put SANA's instruction for a detailed description before each prompt, as "
+                        "the model's authors do. Off: the prompt alone."
+                    ),
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="auto",
+                    advanced=True,
+                    tooltip=(
+                        "Of all three parts. auto: bfloat16 where the device computes with it, "
+                        "else float32."
+                    ),
+                ),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, instruction: bool, precision: str) -> str:
+        return f"{model_folders.fingerprint(_path(folder))}|{instruction}|{precision}"
+
+    @classmethod
+    def execute(cls, folder: str, instruction: bool, precision: str) -> io.NodeOutput:
+        path, dtype = _path(folder), PRECISIONS[precision]
+        vae = autoencoder.load(path, dtype)
+        model = network.load(path, dtype, vae)
+        clip = text_encoder.load(path, dtype, instruction)
+        return io.NodeOutput(model, clip, vae)
+
+
+class EmptySanaLatent(io.ComfyNode):
+    """Width, height, batch -> LATENT of zeros."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperNoise_EmptySanaLatent",
+            display_name="Empty SANA Latent",
+            category="HyperNoise",
+            description=(
+                "An empty latent for SANA: 32 channels, one latent pixel for 32 x 32 image pixels. "
+                "The sampler adapts it to a SANA model with other numbers, such as the tiny one."
+            ),
+            search_aliases=["sana latent", "empty latent image"],
+            inputs=[
+                _size(
+                    "width", "Width of the image in pixels; the tiny embedded generator uses 64."
+                ),
+                _size("height", "Height of the image in pixels; the tiny one uses 64."),
+                io.Int.Input(
+                    "batch_size", default=1, min=1, max=4096, tooltip="Images in one batch."
+                ),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, width: int, height: int, batch_size: int) -> io.NodeOutput:
+        samples = torch.zeros(
+            batch_size,
+            network.CHANNELS,
+            height // network.DOWNSCALE,
+            width // network.DOWNSCALE,
+            device=comfy.model_management.intermediate_device(),
+        )
+        return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": network.DOWNSCALE})
+
+
+def _size(name: str, tooltip: str) -> io.Int.Input:
+    step = network.DOWNSCALE
+    return io.Int.Input(name, default=1024, min=step, max=8192, step=step, tooltip=tooltip)
+
+
+def _path(folder: str):
+    return model_folders.find(
+        model_folders.sana_sprint_folders(), folder, model_folders.SANA_SPRINT
+    )

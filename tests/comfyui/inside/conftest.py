@@ -1,0 +1,103 @@
+"""ComfyUI inside the test process: models loaded, samplers called directly.
+
+This process has ComfyUI's folder on sys.path, where `nodes` is ComfyUI's module, so it is not the
+process of the other tests; test_inside_comfyui.py starts it.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from hypernoise.tests.comfyui.conftest import INSIDE, REPOSITORY, Models
+
+# A name as people have it: the zip of a release, unpacked.
+FOLDER_NAME = "Any Folder-Name 1.0"
+
+
+@dataclass(frozen=True)
+class Comfy:
+    """ComfyUI's nodes and the modules of our extension as ComfyUI loaded it."""
+
+    nodes: ModuleType
+    ours: Callable[[str], ModuleType]  # name of a module below our package -> the module
+
+    def run(self, node: str, **inputs: Any) -> tuple:
+        """Execute one of our nodes."""
+        return self.nodes.NODE_CLASS_MAPPINGS[node].execute(**inputs).args
+
+    def sample(self, model: Any, cond: Any, latent: dict, **options: Any) -> torch.Tensor:
+        """KSampler: one Euler step with cfg 1, unless options say otherwise."""
+        settings = {"seed": 3, "steps": 1, "cfg": 1.0, "denoise": 1.0, **options}
+        return self.nodes.KSampler().sample(
+            model,
+            sampler_name="euler",
+            scheduler="simple",
+            positive=cond,
+            negative=cond,
+            latent_image=latent,
+            **settings,
+        )[0]["samples"]
+
+
+@pytest.fixture(scope="session")
+def comfy(models: Models) -> Comfy:
+    """Start ComfyUI without its server and let it load the extension."""
+    sys.path.insert(0, os.environ[INSIDE])
+    sys.argv = ["main.py", "--cpu", "--base-directory", str(models.base)]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import nodes
+
+    folder = models.base / "custom_nodes" / FOLDER_NAME
+    folder.symlink_to(REPOSITORY, True)
+    assert asyncio.run(nodes.load_custom_node(str(folder)))
+    package = str(folder).replace(".", "_x_")
+    return Comfy(nodes, lambda name: sys.modules[f"{package}.{name}"])
+
+
+@pytest.fixture(autouse=True)
+def inference_mode():
+    """As ComfyUI runs its nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The generator, a prompt, an empty latent and a hypernetwork."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    prompt: list
+    latent: dict
+    hypernoise: Any
+    other: Any
+
+    @property
+    def network(self) -> torch.nn.Module:
+        return self.model.model.diffusion_model
+
+
+@pytest.fixture(scope="session")
+def loaded(comfy: Comfy, models: Models) -> Loaded:
+    from hypernoise.tests.comfyui.stand_ins import FILE, OTHER
+
+    with torch.inference_mode():
+        model, clip, vae = comfy.run(
+            "HyperNoise_LoadSanaSprint", folder=models.folder, instruction=True, precision="auto"
+        )
+        prompt = comfy.nodes.CLIPTextEncode().encode(clip, "three green triangles")[0]
+        latent = comfy.run("HyperNoise_EmptySanaLatent", width=64, height=64, batch_size=2)[0]
+        hypernoise, other = (
+            comfy.run("HyperNoise_LoadHypernetwork", hypernetwork=name)[0] for name in (FILE, OTHER)
+        )
+    return Loaded(model, clip, vae, prompt, latent, hypernoise, other)

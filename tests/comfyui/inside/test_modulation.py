@@ -1,0 +1,175 @@
+"""Apply Noise Hypernetwork: what it does to the noise, and that it leaves no trace."""
+
+import logging
+
+import pytest
+import torch
+
+
+def states(network) -> list[torch.Tensor]:
+    return [weight.clone() for weight in network.state_dict().values()]
+
+
+def hook_count(network) -> int:
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules()
+    )
+
+
+@pytest.fixture
+def apply(comfy):
+    def run(model, hypernoise, strength=1.0):
+        return comfy.run("HyperNoise_Apply", model=model, hypernoise=hypernoise, strength=strength)[
+            0
+        ]
+
+    return run
+
+
+@pytest.fixture
+def deltas(comfy, loaded, monkeypatch):
+    """Records (noise, delta) of each modulation."""
+    seen = []
+    wrapper = comfy.ours("nodes.comfy_model").NoiseModulation
+    original = wrapper.delta
+
+    def recording(self, guider, sigmas, noise):
+        delta = original(self, guider, sigmas, noise)
+        seen.append((noise.clone(), delta.clone()))
+        return delta
+
+    monkeypatch.setattr(wrapper, "delta", recording)
+    return seen
+
+
+def test_strength_zero_returns_the_model_itself(apply, loaded):
+    assert apply(loaded.model, loaded.hypernoise, 0.0) is loaded.model
+
+
+def test_weights_and_hooks_are_as_before_and_the_input_model_is_untouched(comfy, apply, loaded):
+    plain = comfy.sample(loaded.model, loaded.prompt, loaded.latent)
+    before = states(loaded.network)
+    modulated = apply(loaded.model, loaded.hypernoise)
+    changed = comfy.sample(modulated, loaded.prompt, loaded.latent)
+    assert not torch.equal(changed, plain)
+    assert all(map(torch.equal, states(loaded.network), before))
+    assert hook_count(loaded.network) == 0
+    assert torch.equal(comfy.sample(loaded.model, loaded.prompt, loaded.latent), plain)
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_no_hook_is_left_after_the_pass_broke_off(comfy, apply, loaded, interrupt):
+    """An error, or the interrupt button, which raises a BaseException in the middle."""
+    from comfy.model_management import InterruptProcessingException
+
+    kind = InterruptProcessingException if interrupt else RuntimeError
+
+    def break_off(module, args):
+        raise kind
+
+    block = loaded.network.transformer_blocks[1]
+    handle = block.register_forward_pre_hook(break_off)
+    try:
+        with pytest.raises(kind):
+            comfy.sample(apply(loaded.model, loaded.hypernoise), loaded.prompt, loaded.latent)
+        assert hook_count(loaded.network) == 1  # only the one of this test
+    finally:
+        handle.remove()
+
+
+def test_hypernetworks_in_a_row_add_up_on_the_original_noise(comfy, apply, loaded, deltas):
+    both = apply(apply(loaded.model, loaded.hypernoise, 0.5), loaded.other, -2.0)
+    for model in (apply(loaded.model, loaded.hypernoise), apply(loaded.model, loaded.other), both):
+        comfy.sample(model, loaded.prompt, loaded.latent)
+    (noise, first), (_, second), (same_noise, total) = deltas
+    assert torch.equal(noise, same_noise)
+    torch.testing.assert_close(total, 0.5 * first - 2.0 * second, rtol=1e-5, atol=1e-5)
+
+
+def test_delta_is_the_core_s(comfy, apply, loaded, deltas, models):
+    from diffusers import SanaSprintPipeline
+
+    from hypernoise.hypernoise_core.adapter import load_adapter
+    from hypernoise.hypernoise_core.families import get_family
+    from hypernoise.hypernoise_core.hypernetwork import predict_delta
+    from hypernoise.tests.comfyui.stand_ins import FILE
+
+    comfy.sample(apply(loaded.model, loaded.hypernoise), loaded.prompt, loaded.latent)
+    noise, delta = deltas[0]
+    pipeline = SanaSprintPipeline.from_pretrained(models.folder_path)
+    conditioning = get_family("sana_sprint").encode(pipeline, ["three green triangles"] * 2)
+    reference = predict_delta(
+        load_adapter(models.adapter(FILE)), pipeline.transformer, noise, conditioning
+    )
+    assert (delta - reference).norm() / reference.norm() < 1e-5
+
+
+def test_patches_of_the_sampling_run_do_not_see_the_pass(comfy, apply, loaded):
+    """Caches such as EasyCache would remember the hypernetwork's pass as a step."""
+    calls = []
+    model = apply(loaded.model, loaded.hypernoise)
+
+    def wrapper(apply_model, args):
+        calls.append(args["timestep"])
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model.set_model_unet_function_wrapper(wrapper)
+    comfy.sample(model, loaded.prompt, loaded.latent, steps=2)
+    assert len(calls) == 2
+
+
+def test_an_inactive_prompt_gives_no_delta(comfy, apply, loaded, deltas):
+    """The first half of the steps has another prompt; there f must be 0, not the noise itself."""
+    late = [[loaded.prompt[0][0], {**loaded.prompt[0][1], "start_percent": 0.5}]]
+    comfy.sample(apply(loaded.model, loaded.hypernoise), late, loaded.latent)
+    assert torch.count_nonzero(deltas[0][1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"denoise": 0.5}, "sampling starts at sigma 0.5"),
+        ({"positive": []}, "no positive conditioning"),
+        ({"add_noise": "disable"}, "the sampler adds no noise"),
+    ],
+)
+def test_cases_where_the_noise_is_left_alone(
+    comfy, apply, loaded, deltas, caplog, options, message
+):
+    model = apply(loaded.model, loaded.hypernoise)
+    caplog.set_level(logging.WARNING, "hypernoise")
+    for _ in range(2):
+        if "add_noise" in options:
+            comfy.nodes.KSamplerAdvanced().sample(
+                model, "disable", 3, 1, 1.0, "euler", "simple", loaded.prompt, loaded.prompt,
+                loaded.latent, 0, 10000, "disable",
+            )  # fmt: skip
+        else:
+            cond = options.get("positive", loaded.prompt)
+            comfy.sample(model, cond, loaded.latent, denoise=options.get("denoise", 1.0))
+    assert deltas == []
+    assert caplog.text.count(message) == 1  # once, not for every image
+
+
+def test_training_nodes_of_comfyui_pass_through(comfy, apply, loaded, deltas, monkeypatch, caplog):
+    monkeypatch.setattr("comfy.model_management.in_training", True)
+    comfy.sample(apply(loaded.model, loaded.hypernoise), loaded.prompt, loaded.latent)
+    assert deltas == [] and "is not used" not in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2048), (1, 16, 3, 8, 8)])
+def test_latents_of_video_or_packed_ones_are_refused(comfy, loaded, shape):
+    from types import SimpleNamespace
+
+    modulation = comfy.ours("nodes.comfy_model").NoiseModulation([(loaded.hypernoise, 1.0)])
+    guider = SimpleNamespace(
+        inner_model=loaded.model.model, conds={"positive": [{}]}, model_options={}
+    )
+    with pytest.raises(ValueError, match=f"this one has {len(shape)} dimensions"):
+        modulation(None, guider, torch.tensor([1.0, 0.0]), {}, None, torch.ones(shape))
+
+
+def test_a_model_without_the_layers_is_refused(comfy, apply, loaded):
+    wrong = comfy.run("HyperNoise_LoadHypernetwork", hypernetwork="flux.safetensors")[0]
+    with pytest.raises(ValueError, match="flux"):
+        apply(loaded.model, wrong)

@@ -1,0 +1,118 @@
+"""SANA-Sprint as MODEL, CLIP and VAE against diffusers' own pipeline."""
+
+import pytest
+import torch
+from diffusers import SanaSprintPipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline(models) -> SanaSprintPipeline:
+    return SanaSprintPipeline.from_pretrained(models.folder_path)
+
+
+@pytest.fixture(scope="module")
+def instruction() -> list[str]:
+    import inspect
+
+    parameters = inspect.signature(SanaSprintPipeline.__call__).parameters
+    return parameters["complex_human_instruction"].default
+
+
+@pytest.mark.parametrize("text", ["three green triangles", "A (red:1.2) Circle, [blue] ", ""])
+@pytest.mark.parametrize("use_instruction", [True, False])
+def test_prompts_are_encoded_as_written(
+    comfy, models, pipeline, instruction, text, use_instruction
+):
+    _, clip, _ = comfy.run(
+        "HyperNoise_LoadSanaSprint",
+        folder=models.folder,
+        instruction=use_instruction,
+        precision="auto",
+    )
+    [[embeddings, extra]] = comfy.nodes.CLIPTextEncode().encode(clip, text)[0]
+    expected, mask = pipeline.encode_prompt(
+        text, complex_human_instruction=instruction if use_instruction else None
+    )
+    used = mask[0].bool()  # the rest is padding, to which the network gives no weight
+    assert torch.equal(embeddings, expected[:, used])
+    assert extra["attention_mask"].shape == (1, used.sum()) and extra["attention_mask"].all()
+
+
+@pytest.mark.parametrize("sampler", ["euler", "lcm"])
+@pytest.mark.parametrize("scheduler", ["simple", "sgm_uniform", "normal"])
+def test_one_step_equals_the_pipeline(comfy, loaded, pipeline, sampler, scheduler):
+    found = comfy.nodes.KSampler().sample(
+        loaded.model, 3, 1, 1.0, sampler, scheduler, loaded.prompt, loaded.prompt, loaded.latent
+    )[0]["samples"]
+    channels = pipeline.transformer.config.in_channels
+    noise = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(3))
+    expected = pipeline(
+        "three green triangles",
+        num_images_per_prompt=2,
+        num_inference_steps=1,
+        intermediate_timesteps=None,
+        latents=noise,
+        height=64,
+        width=64,
+        use_resolution_binning=False,
+        output_type="latent",
+    ).images
+    expected = expected / pipeline.vae.config.scaling_factor
+    assert (found - expected).norm() / expected.norm() < 1e-4
+
+
+def test_decode_and_encode_equal_diffusers(comfy, loaded, pipeline):
+    channels = pipeline.vae.config.latent_channels
+    latents = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    images = comfy.nodes.VAEDecode().decode(loaded.vae, {"samples": latents})[0]
+    expected = pipeline.vae.decode(latents, return_dict=False)[0].div(2).add(0.5).clamp(0, 1)
+    torch.testing.assert_close(images, expected.permute(0, 2, 3, 1))
+    back = comfy.nodes.VAEEncode().encode(loaded.vae, images)[0]["samples"]
+    pixels = images.permute(0, 3, 1, 2) * 2 - 1
+    torch.testing.assert_close(back, pipeline.vae.encode(pixels, return_dict=False)[0])
+
+
+def test_tiled_decode_of_an_image_larger_than_a_tile(comfy, loaded):
+    latents = torch.zeros(1, loaded.vae.latent_channels, 24, 24)
+    images = comfy.nodes.VAEDecodeTiled().decode(loaded.vae, {"samples": latents}, 128, 32)[0]
+    assert images.shape == (1, 192, 192, 3)
+
+
+def test_loading_twice_leaves_no_log_line_about_missing_weights(comfy, models, caplog):
+    comfy.run(
+        "HyperNoise_LoadSanaSprint", folder=models.folder, instruction=True, precision="float32"
+    )
+    assert "No VAE weights" not in caplog.text
+
+
+def test_bfloat16(comfy, models, loaded):
+    model, clip, vae = comfy.run(
+        "HyperNoise_LoadSanaSprint", folder=models.folder, instruction=True, precision="bfloat16"
+    )
+    prompt = comfy.nodes.CLIPTextEncode().encode(clip, "three green triangles")[0]
+    found = comfy.sample(model, prompt, loaded.latent)
+    exact = comfy.sample(loaded.model, loaded.prompt, loaded.latent)
+    assert model.model.diffusion_model.dtype == torch.bfloat16
+    assert 0 < (found - exact).norm() / exact.norm() < 0.1
+    assert comfy.nodes.VAEDecode().decode(vae, {"samples": found})[0].shape == (2, 64, 64, 3)
+
+
+def test_a_prompt_of_another_text_encoder_is_refused(comfy, loaded):
+    foreign = [[torch.zeros(1, 77, 768), {}]]
+    with pytest.raises(ValueError, match="encoded with 768 channels"):
+        comfy.sample(loaded.model, foreign, loaded.latent)
+
+
+def test_a_joined_prompt_is_refused(comfy, loaded):
+    joined = comfy.nodes.ConditioningConcat().concat(loaded.prompt, loaded.prompt)[0]
+    with pytest.raises(ValueError, match="Conditioning \\(Combine\\)"):
+        comfy.sample(loaded.model, joined, loaded.latent)
+
+
+def test_missing_diffusers_is_named_with_the_command(comfy, monkeypatch):
+    import sys
+
+    library = comfy.ours("nodes.sana_sprint.diffusers_library")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match='-m pip install "diffusers>=0.33"'):
+        library.diffusers()

@@ -1,0 +1,66 @@
+"""ComfyUI loads the extension: nodes, their widgets, help pages."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hypernoise.tests.comfyui.server import ComfyServer
+
+SNAPSHOT = Path(__file__).with_name("node_schemas.json")
+REPOSITORY = Path(__file__).resolve().parents[2]
+NODE_IDS = list(json.loads(SNAPSHOT.read_text(encoding="utf-8")))
+
+
+@pytest.fixture(scope="module")
+def our_nodes(server: ComfyServer) -> dict[str, dict]:
+    info = server.object_info()
+    return {name: node for name, node in info.items() if name.startswith("HyperNoise_")}
+
+
+def test_loads_without_a_complaint(server: ComfyServer, our_nodes: dict):
+    log = server.log()
+    assert our_nodes
+    assert "IMPORT FAILED" not in log
+    assert not [line for line in log.splitlines() if "Hyper-Noise" in line and "annot" in line]
+
+
+def test_node_ids_and_widgets_stay_as_shared_workflows_know_them(our_nodes: dict):
+    """A workflow JSON names nodes by id, inputs by name and widget values by position.
+
+    Adding an input at the end is compatible; then add it to node_schemas.json.
+    """
+    found = {
+        name: {
+            "inputs": [
+                [group, key, spec[0] if isinstance(spec[0], str) else "COMBO"]
+                for group, inputs in node["input"].items()
+                for key, spec in inputs.items()
+            ],
+            "outputs": node["output"],
+        }
+        for name, node in our_nodes.items()
+    }
+    assert found == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+
+
+def test_every_node_and_widget_explains_itself(our_nodes: dict):
+    for name, node in our_nodes.items():
+        assert node["category"] == "HyperNoise"
+        assert node["description"] and node["search_aliases"], name
+        for inputs in node["input"].values():
+            for key, spec in inputs.items():
+                assert spec[1].get("tooltip"), f"{name}.{key}"
+
+
+@pytest.mark.parametrize("node_id", NODE_IDS)
+def test_help_page_is_served_under_the_folder_name(server: ComfyServer, node_id: str):
+    page = server.get(f"/extensions/ComfyUI%20Hyper-Noise/docs/{node_id}.md").decode()
+    assert page == (REPOSITORY / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
+
+
+def test_translations_name_nodes_and_inputs_that_exist(our_nodes: dict):
+    for file in (REPOSITORY / "locales").glob("*/nodeDefs.json"):
+        for name, texts in json.loads(file.read_text(encoding="utf-8")).items():
+            known = {key for inputs in our_nodes[name]["input"].values() for key in inputs}
+            assert set(texts.get("inputs", {})) <= known, f"{file}: {name}"
