@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .families import Conditioning, Family, family_of_pipeline
@@ -54,7 +55,17 @@ def encode_prompts(
         for rows in _slices(len(unique), batch_size)
     ]
     rows = torch.tensor([unique.index(prompt) for prompt in prompts])
-    return {name: torch.cat([part[name].cpu() for part in parts])[rows] for name in parts[0]}
+    return {name: _join([part[name].cpu() for part in parts])[rows] for name in parts[0]}
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Batches behind each other; where prompts differ in length (dimension 1), padded with 0."""
+    if parts[0].ndim > 1:
+        longest = max(part.shape[1] for part in parts)
+        parts = [
+            F.pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1])) for part in parts
+        ]
+    return torch.cat(parts)
 
 
 @torch.inference_mode()

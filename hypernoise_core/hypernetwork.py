@@ -61,8 +61,8 @@ class NoiseHypernetwork(nn.Module):
 
         Args:
             network: the frozen network of a diffusers pipeline.
-            adapt_depthwise: also adapt grouped convolutions, as the released SANA-Sprint adapters do
-                (dense factors, which peft >= 0.16 cannot open).
+            adapt_depthwise: also adapt grouped convolutions, as the released SANA-Sprint adapters
+                do (dense factors, which peft >= 0.16 cannot open).
             generator: a CPU generator for A.
             base_model: repository or folder of the generator, for the metadata.
 
@@ -193,7 +193,7 @@ def draw_noise(
         shape: of one image's latent, (C, H, W).
 
     Returns:
-        (B, C, H, W) for B generators, the values diffusers' pipelines draw from the same generators.
+        (B, C, H, W) for B generators, the values diffusers' pipelines draw from the same ones.
     """
     images = [torch.randn(1, *shape, generator=generator) for generator in generators]
     return torch.cat(images).to(device=device, dtype=dtype)

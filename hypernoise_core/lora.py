@@ -23,8 +23,8 @@ Hook = Callable[[nn.Module, tuple, dict, Tensor], Tensor]
 class LoraTarget:
     """Where a named layer of an adapter lands on a network.
 
-    Networks that fuse layers (q, k, v in one Linear) take several adapter layers on one module, each
-    on its own slice of the output features.
+    Networks that fuse layers (q, k, v in one Linear) take several adapter layers on one module,
+    each on its own slice of the output features.
     """
 
     module: str
@@ -41,8 +41,9 @@ class LoraBranch(nn.Module):
     """One LoRA branch, up(down(x)) * alpha / rank, beside a Linear or a Conv2d.
 
     Beside a Conv2d the first factor takes the layer's kernel, stride, padding and dilation. It is
-    dense even where the layer's convolution is grouped; the second factor is dense too (peft < 0.16,
-    the released adapters) or has the layer's groups (peft >= 0.16), which its shape tells.
+    dense even where the layer's convolution is grouped; the second factor is dense too (peft
+    < 0.16, the released adapters) or has the layer's groups (peft >= 0.16), which its shape tells.
+    The padding is with zeros whatever the layer's own mode, as peft's is.
 
     Args:
         down: the factor A, (r, i), or (r, i, kh, kw) beside a Conv2d.
@@ -83,10 +84,10 @@ def attach(
 ) -> Iterator[None]:
     """Add the branches to the network's layers for the calls made inside the context.
 
-    The layer named `last_layer` gives its branch alone, without its own weight and bias. Blocks that
-    the network recomputes during backward (gradient checkpointing) are recomputed with the branches,
-    though the context has ended by then; call backward outside the context. A compiled network runs
-    uncompiled inside, because compiled code does not see hooks.
+    The layer named `last_layer` gives its branch alone, without its own weight and bias. Blocks
+    that the network recomputes during backward (gradient checkpointing) are recomputed with the
+    branches, though the context has ended by then; call backward outside the context. A compiled
+    network runs uncompiled inside, because compiled code does not see hooks.
 
     Args:
         network: the frozen network; only its modules' inputs and outputs are used.
@@ -153,7 +154,7 @@ def _added(output: Tensor, branch: Tensor, target: LoraTarget) -> Tensor:
 
 
 def modules_by_name(network: nn.Module) -> dict[str, nn.Module]:
-    """The network's modules by path, without the wrapper that `torch.compile` puts into the path."""
+    """The network's modules by path, without the wrapper that `torch.compile` puts into it."""
     return {
         ".".join(part for part in name.split(".") if part != "_orig_mod"): module
         for name, module in network.named_modules()

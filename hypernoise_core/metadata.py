@@ -40,12 +40,12 @@ class AdapterMetadata:
             raise AdapterError(f"rank must be at least 1, got {self.rank}")
         if self.format_version > FORMAT_VERSION:
             raise AdapterError(
-                f"the adapter has format version {self.format_version}, this hypernoise reads up to "
-                f"{FORMAT_VERSION}: update hypernoise"
+                f"the adapter has format version {self.format_version}, this hypernoise reads up "
+                f"to {FORMAT_VERSION}: update hypernoise"
             )
 
     def to_header(self) -> dict[str, str]:
-        """Entries of a .safetensors header, which holds strings only; unknown facts are left out."""
+        """Entries of a .safetensors header, which holds strings; unknown facts are left out."""
         header = {
             "format_version": str(self.format_version),
             "family": self.family,

@@ -38,28 +38,32 @@ find_python() {
 }
 
 make_venv() {
-    if [ -x "$venv/bin/python" ]; then
+    if "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         return
     fi
     python=$(find_python)
     if command -v uv >/dev/null; then
         # --seed brings pip, which the fetching of ComfyUI uses; uv fetches a Python if need be.
-        uv venv --quiet --seed --python "${python:-3.12}" "$venv"
+        uv venv --quiet --seed --allow-existing --python "${python:-3.12}" "$venv"
     elif [ -z "$python" ]; then
         say "no Python 3.10 to 3.13 found; install one, or set PYTHON=/path/to/python"
         exit 1
     elif ! "$python" -m venv "$venv"; then
-        rm -rf "$venv"
         say "$python -m venv failed; on Debian and Ubuntu: apt install python3-venv"
         exit 1
     fi
 }
 
 install() {
+    quiet=--quiet
+    if [ -t 1 ]; then  # somebody watches: show what is downloaded
+        quiet=
+    fi
     if command -v uv >/dev/null; then
-        uv pip install --quiet --python "$venv/bin/python" -c constraints.txt "$@"
+        uv pip install $quiet --python "$venv/bin/python" -c constraints.txt "$@"
     else
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt "$@"
+        "$venv/bin/python" -m pip install $quiet --disable-pip-version-check \
+            -c constraints.txt "$@"
     fi
 }
 
@@ -92,7 +96,7 @@ case $part in
 project)
     make_venv
     install_torch
-    say "installing hypernoise[train,rewards,test] into $venv"
+    say "installing hypernoise[train,rewards,test] into $venv, which takes some minutes"
     install -e '.[train,rewards,test]'
     ;;
 comfyui)

@@ -4,10 +4,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..hypernoise_core.adapter import save_adapter
-from ..hypernoise_core.families import family_of_pipeline
+from ..hypernoise_core.generate import encode_prompts
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork
 from ..hypernoise_core.rewards import TinyPreference
 from .config import TrainingConfig
@@ -35,7 +33,8 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
     """
     out.mkdir(parents=True, exist_ok=True)
     pipeline, reward = load_pipeline("tiny-sprint"), TinyPreference.load()
-    trainer = Trainer(pipeline, reward, training_prompts(config.seed), config, size=_SIZE)
+    prompts = training_prompts(config.seed)
+    trainer = Trainer(pipeline, reward, prompts, config, size=_SIZE, base_model="tiny-sprint")
     hypernetwork = trainer.run()
     train_seconds = trainer.history.seconds[-1]
     adapter = out / "tiny-hypernoise.safetensors"
@@ -83,8 +82,7 @@ def evaluate(
 ) -> dict[str, methods.MethodResult]:
     """Base, HyperNoise and best-of-8 on the same captions and noises."""
     prompts = [caption.text for caption in captions]
-    with torch.no_grad():
-        conditioning = family_of_pipeline(pipeline).encode(pipeline, prompts)
+    conditioning = encode_prompts(pipeline, prompts, batch_size=64)
     task = methods.Task(pipeline, reward, prompts, conditioning, seeds, _SIZE)
     task.images(seeds, hypernetwork)  # warm-up, so that the first method pays for nothing extra
     return {

@@ -1,13 +1,13 @@
 """`hypernoise generate`: images with and without the hypernetwork, from the same noise."""
 
-import os
+import io
 from pathlib import Path
 
 from torch import Tensor
 
 from ..hypernoise_core.adapter import load_adapter
-from ..hypernoise_core.families import family_of_pipeline
-from ..hypernoise_core.generate import generate
+from ..hypernoise_core.atomic_file import write_atomically
+from ..hypernoise_core.generate import encode_prompts, generate
 from .evaluation.figures import side_by_side
 from .pipelines import ASSETS, load_pipeline
 
@@ -56,7 +56,7 @@ def write_comparison(
     hypernetwork = load_adapter(adapter)
     pipeline = load_pipeline(model)
     texts = [prompt for prompt in prompts for _ in range(images_per_prompt)]
-    conditioning = family_of_pipeline(pipeline).encode(pipeline, texts)
+    conditioning = encode_prompts(pipeline, texts, batch_size=batch_size)
     options = {
         "steps": steps,
         "seeds": [seed + i for i in range(len(texts))],
@@ -82,9 +82,5 @@ def write_png(path: Path, image: Tensor) -> None:
     from PIL import Image
 
     pixels = (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        Image.fromarray(pixels).save(file, format="PNG")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    Image.fromarray(pixels).save(content := io.BytesIO(), format="PNG")
+    write_atomically(path, content.getvalue())

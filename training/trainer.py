@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..hypernoise_core.families import family_of_pipeline
+from ..hypernoise_core.generate import encode_prompts
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
 from ..hypernoise_core.rewards import Reward
 from .config import TrainingConfig
@@ -36,6 +37,7 @@ class Trainer:
         reward: scores images (B, 3, H, W) in [0, 1] against prompts.
         prompts: what is trained on; each is encoded once.
         size: height and width of the images in pixels.
+        base_model: what the pipeline was loaded from, for the adapter's metadata.
 
     Raises:
         ValueError: there are no prompts.
@@ -49,6 +51,7 @@ class Trainer:
         config: TrainingConfig,
         *,
         size: tuple[int, int],
+        base_model: str,
     ) -> None:
         if not prompts:
             raise ValueError("training needs at least one prompt")
@@ -64,13 +67,14 @@ class Trainer:
             rank=config.rank,
             alpha=config.alpha,
             generator=self.generator,
+            base_model=base_model,
         )
         self.history = History()
         self._parameters = list(self.hypernetwork.parameters())
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=config.learning_rate, weight_decay=0.0
         )
-        self._conditioning = self._encode_prompts()
+        self._conditioning = encode_prompts(pipeline, self.prompts, batch_size=_ENCODE_BATCH)
 
     def run(self, on_step: Callable[[int], None] | None = None) -> NoiseHypernetwork:
         """Trains to the last step, or to the time limit, under a progress bar."""
@@ -90,6 +94,9 @@ class Trainer:
                 )
                 if on_step:
                     on_step(step)
+        self.hypernetwork.metadata = replace(
+            self.hypernetwork.metadata, training_steps=step, rewards={self.reward.name: 1.0}
+        )
         return self.hypernetwork
 
     def _progress(self, step: int, elapsed: float) -> float:
@@ -121,14 +128,6 @@ class Trainer:
         """Images (B, 3, H, W) in [0, 1], by one step of the frozen generator."""
         latents = self.family.denoise(self.pipeline, noise, conditioning, 1)
         return self.family.decode(self.pipeline, latents)
-
-    @torch.no_grad()
-    def _encode_prompts(self) -> dict[str, Tensor]:
-        chunks = [
-            self.family.encode(self.pipeline, self.prompts[i : i + _ENCODE_BATCH])
-            for i in range(0, len(self.prompts), _ENCODE_BATCH)
-        ]
-        return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
     def _record(self, terms: LossTerms, grad_norm: float, seconds: float) -> None:
         self.history.reward.append(float(terms.reward.mean()))

@@ -104,16 +104,16 @@ class Family(ABC):
         """
         multiple = self.image_multiple(pipeline)
         if height < multiple or width < multiple or height % multiple or width % multiple:
-            nearest = [max(multiple, round(side / multiple) * multiple) for side in (height, width)]
+            h, w = (max(multiple, round(side / multiple) * multiple) for side in (height, width))
             raise ValueError(
                 f"{self.title} makes images whose height and width are multiples of {multiple}, "
-                f"got height {height} and width {width}: use height {nearest[0]} and width {nearest[1]}"
+                f"got height {height} and width {width}: use height {h} and width {w}"
             )
         factor = pipeline.vae_scale_factor
         return self.latent_channels(pipeline), height // factor, width // factor
 
     def decode(self, pipeline: Any, latents: Tensor) -> Tensor:
-        """Images (B, 3, height, width) float32 in [0, 1] of latents (B, C, H, W), differentiable."""
+        """Images (B, 3, height, width) float32 in [0, 1] from latents; differentiable."""
         vae = pipeline.vae
         scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", 0) or 0)
         images = vae.decode(scaled.to(dtype=vae.dtype), return_dict=False)[0]

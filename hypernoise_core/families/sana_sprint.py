@@ -45,7 +45,10 @@ class SanaSprint(Family):
             guidance_scale: None: the stock pipeline's (4.5).
             complex_human_instruction: lines put before each prompt; "stock": the stock pipeline's;
                 None: nothing.
-            max_sequence_length: L; None: the stock pipeline's (300).
+            max_sequence_length: tokens kept of a prompt; None: the stock pipeline's (300).
+
+        Returns:
+            L is the length of the longest prompt: padding behind all of them is cut off.
         """
         if complex_human_instruction == "stock":
             complex_human_instruction = stock_default(pipeline, "complex_human_instruction")
@@ -59,7 +62,11 @@ class SanaSprint(Family):
                 max_sequence_length=max_sequence_length,
                 complex_human_instruction=complex_human_instruction,
             )
-        conditioning = {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+        used = int(mask.sum(1).max())  # the rest is padding, which the network would mask
+        conditioning = {
+            "prompt_embeds": embeds[:, :used],
+            "prompt_attention_mask": mask[:, :used],
+        }
         config = pipeline.transformer.config
         if config.guidance_embeds:
             if guidance_scale is None:
@@ -116,31 +123,15 @@ def _trigflow(network: nn.Module, x: Tensor, t: Tensor, conditioning: Conditioni
 
 def _call(network: nn.Module, x: Tensor, s: Tensor, conditioning: Conditioning) -> Tensor:
     dtype = network_dtype(network)
-    embeds, mask = _without_padding(
-        conditioning["prompt_embeds"], conditioning["prompt_attention_mask"]
-    )
     guidance = conditioning.get("guidance")
     return network(
         x.to(dtype),
-        encoder_hidden_states=embeds.to(dtype),
-        encoder_attention_mask=mask,
+        encoder_hidden_states=conditioning["prompt_embeds"].to(dtype),
+        encoder_attention_mask=conditioning["prompt_attention_mask"],
         timestep=s,
         guidance=None if guidance is None else guidance.to(dtype),
         return_dict=False,
     )[0]
-
-
-def _without_padding(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns that some prompt of the batch uses, (B, L', D) and (B, L').
-
-    Masked tokens have attention weight 0, so this changes no value; most of the stock pipeline's 300
-    tokens are padding and would cost a small network most of its time.
-    """
-    kept = mask.bool()
-    if not kept.any(dim=1).all():  # a prompt without any token attends to all of them alike
-        return embeds, mask
-    columns = kept.any(dim=0)
-    return embeds[:, columns], mask[:, columns]
 
 
 SANA_SPRINT = SanaSprint()

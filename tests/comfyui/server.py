@@ -14,8 +14,8 @@ from pathlib import Path
 
 import websocket
 
-START_SECONDS = 180
-RUN_SECONDS = 120
+START_SECONDS = 600
+RUN_SECONDS = 300
 
 
 class Refused(ValueError):

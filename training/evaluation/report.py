@@ -3,9 +3,10 @@
 import base64
 import html
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from ...hypernoise_core.atomic_file import write_atomically
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -19,22 +20,9 @@ img { max-width: 100%; height: auto; }
 """
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: beside it, to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, report: dict[str, Any]) -> None:
     """Writes the numbers."""
-    write_text(path, json.dumps(report, indent=2) + "\n")
+    write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
 
 
 def write_html(
@@ -63,10 +51,8 @@ def write_html(
         parts.append(f'<h2>{text}</h2><img alt="{text}" src="data:image/png;base64,{data}">')
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     body = "\n".join(parts)
-    write_text(
-        path,
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n',
-    )
+    page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    write_atomically(path, page.encode())
 
 
 def _table(methods: dict[str, dict[str, Any]], emphasised: str) -> str:

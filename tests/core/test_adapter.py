@@ -1,0 +1,325 @@
+"""Adapters on disk: every form that is read, what is refused, and what is written."""
+
+import dataclasses
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from hypernoise.hypernoise_core.adapter import (
+    AdapterError,
+    load_adapter,
+    read_metadata,
+    save_adapter,
+)
+
+CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none"}
+
+
+def tensors_of(f, prefix: str = "", adapter: str = "") -> dict[str, torch.Tensor]:
+    name = f".{adapter}" if adapter else ""
+    return {
+        f"{prefix}{layer}.lora_{factor}{name}.weight": weight.detach().clone()
+        for layer, branch in f.branches.items()
+        for factor, weight in (("A", branch.down), ("B", branch.up))
+    }
+
+
+def write_folder(folder, tensors, config=CONFIG, weights="adapter_model.safetensors"):
+    folder.mkdir(exist_ok=True)
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    if weights.endswith(".bin"):
+        torch.save(tensors, folder / weights)
+    else:
+        save_file(tensors, folder / weights)
+    return folder
+
+
+def assert_same(got, expected):
+    assert set(got.layer_names) == set(expected.layer_names)
+    for name, branch in expected.branches.items():
+        assert torch.equal(got.branches[name].down, branch.down)
+        assert torch.equal(got.branches[name].up, branch.up)
+        assert got.branches[name].scale == branch.scale
+
+
+@pytest.mark.parametrize("name", ["f.safetensors", "folder"])
+def test_saving_and_loading_is_identity(tiny, tmp_path, name):
+    f = tiny.hypernetwork()
+    f.metadata = dataclasses.replace(
+        f.metadata, base_model="some/model", training_steps=12, rewards={"a": 1.0, "b": 0.25}
+    )
+    f.branches[f.layer_names[0]].alpha = 3.7  # layers may have alphas of their own
+    loaded = load_adapter(save_adapter(f, tmp_path / name))
+    assert_same(loaded, f)
+    assert loaded.metadata == f.metadata
+    assert loaded.family is f.family
+    with torch.no_grad():
+        expected = f(tiny.network, tiny.noise, tiny.conditioning)
+        assert torch.equal(loaded(tiny.network, tiny.noise, tiny.conditioning), expected)
+    assert read_metadata(tmp_path / name) == f.metadata
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_dtype_of_the_weights_is_kept(tiny_sana, tmp_path, dtype):
+    f = tiny_sana.hypernetwork().to(dtype)
+    assert_same(load_adapter(save_adapter(f, tmp_path / "f.safetensors")), f)
+
+
+def test_the_header_tells_what_the_weights_do_not(tiny_sana, tmp_path):
+    path = save_adapter(tiny_sana.hypernetwork(), tmp_path / "f.safetensors")
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    told = {key: header[key] for key in ("family", "rank", "alpha", "last_layer")}
+    assert told == {"family": "sana_sprint", "rank": "4", "alpha": "8.0", "last_layer": "proj_out"}
+    assert header["format_version"] == "1"
+
+
+PREFIXES = ["", "transformer.", "unet.", "base_model.model.", "base_model.model.transformer."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("adapter", ["", "hypernoise_adapter", "default"])
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_every_prefix_and_adapter_name_is_read(tiny_sana, tmp_path, prefix, adapter, weights):
+    f = tiny_sana.hypernetwork()
+    folder = write_folder(tmp_path / "f", tensors_of(f, prefix, adapter), weights=weights)
+    loaded = load_adapter(folder)
+    assert_same(loaded, f)
+    assert loaded.family.name == "sana_sprint"
+    assert_same(load_adapter(folder / weights), f)
+    assert read_metadata(folder) is None
+
+
+def test_the_family_is_told_by_the_layers(tiny, tmp_path):
+    folder = write_folder(tmp_path / "f", tensors_of(tiny.hypernetwork()))
+    assert load_adapter(folder).family is tiny.family
+    other = "flux" if tiny.family.name != "flux" else "sana_sprint"
+    with pytest.raises(AdapterError, match=f"looks like {tiny.family.name}"):
+        load_adapter(folder, family=other)
+
+
+def test_a_stated_family_is_not_overruled(tiny_sana, tmp_path):
+    path = save_adapter(tiny_sana.hypernetwork(), tmp_path / "f.safetensors")
+    with pytest.raises(AdapterError, match="is for sana_sprint, not for flux"):
+        load_adapter(path, family="flux")
+
+
+def test_an_unknown_family_answers_with_the_known_ones(tiny_sana, tmp_path):
+    folder = write_folder(tmp_path / "f", tensors_of(tiny_sana.hypernetwork()))
+    with pytest.raises(ValueError, match="choose from sana_sprint, flux, sd_turbo"):
+        load_adapter(folder, family="fluks")
+
+
+def test_rank_and_alpha_patterns_follow_pefts_rules(tiny_sana, tmp_path):
+    f = tiny_sana.hypernetwork()
+    config = CONFIG | {
+        "r": 99,
+        "rank_pattern": {".*": 4},
+        "alpha_pattern": {"^proj_out": 2, "attn1.to_q": 3, r"transformer_blocks\.1\..*": 5},
+    }
+    branches = load_adapter(write_folder(tmp_path / "f", tensors_of(f), config)).branches
+    assert branches["proj_out"].scale == 2 / 4
+    assert branches["patch_embed.proj"].scale == 8 / 4
+    assert branches["transformer_blocks.0.attn1.to_q"].scale == 3 / 4
+    assert branches["transformer_blocks.1.attn1.to_q"].scale == 3 / 4  # the first match counts
+    assert branches["transformer_blocks.1.attn1.to_k"].scale == 5 / 4
+
+
+def test_rslora_divides_by_the_root_of_the_rank(tiny_sana, tmp_path):
+    config = CONFIG | {"use_rslora": True}
+    folder = write_folder(tmp_path / "f", tensors_of(tiny_sana.hypernetwork()), config)
+    assert load_adapter(folder).branches["proj_out"].scale == 8 / 2
+
+
+def test_ranks_must_be_those_of_the_configuration(tiny_sana, tmp_path):
+    config = CONFIG | {"r": 8}
+    folder = write_folder(tmp_path / "f", tensors_of(tiny_sana.hypernetwork()), config)
+    with pytest.raises(AdapterError, match=r"patch_embed.proj \(got 4, expected 8\)"):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"bias": "all"},
+        {"modules_to_save": ["proj_out"]},
+        {"layer_replication": [[0, 2]]},
+        {"use_qalora": True},
+        {"init_lora_weights": "pissa"},
+        {"peft_type": "LOHA"},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_options_beyond_plain_lora_are_refused_by_name(tiny_sana, tmp_path, field):
+    folder = write_folder(tmp_path / "f", tensors_of(tiny_sana.hypernetwork()), CONFIG | field)
+    with pytest.raises(AdapterError, match=rf"adapter_config.json.*{next(iter(field))}="):
+        load_adapter(folder)
+
+
+def test_a_foreign_file_without_alpha_is_refused_until_it_is_given(tiny_sana, tmp_path):
+    f = tiny_sana.hypernetwork()
+    path = tmp_path / "foreign.safetensors"
+    save_file(tensors_of(f, "transformer."), path)
+    with pytest.raises(AdapterError, match="put its adapter_config.json into .* or give alpha"):
+        load_adapter(path)
+    assert_same(load_adapter(path, alpha=8), f)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    assert_same(load_adapter(path), f)
+    with pytest.raises(AdapterError, match="leave it out"):
+        load_adapter(path, alpha=3)
+
+
+def test_a_folder_without_configuration_needs_alpha(tiny_sana, tmp_path):
+    folder = write_folder(tmp_path / "f", tensors_of(tiny_sana.hypernetwork()), config=None)
+    with pytest.raises(AdapterError, match="adapter_config.json"):
+        load_adapter(folder)
+
+
+def test_alpha_of_each_layer_from_its_own_key(tiny_sana, tmp_path):
+    f = tiny_sana.hypernetwork()
+    alphas = {f"{name}.alpha": torch.tensor(float(i)) for i, name in enumerate(f.layer_names, 1)}
+    path = tmp_path / "foreign.safetensors"
+    save_file(tensors_of(f) | alphas, path)
+    loaded = load_adapter(path)
+    assert [loaded.branches[n].scale for n in f.layer_names] == [
+        i / 4 for i in range(1, len(alphas) + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "transformer_blocks.0.attn1.to_q.lora_magnitude_vector",
+        "transformer_blocks.0.attn1.to_q.weight",
+        "patch_embed.proj.lora_B.bias",
+        "text_encoder.layers.0.q_proj.lora_A.weight",
+    ],
+)
+def test_a_key_without_use_is_named(tiny_sana, tmp_path, key):
+    tensors = tensors_of(tiny_sana.hypernetwork()) | {key: torch.zeros(4, 16)}
+    with pytest.raises(AdapterError, match=key.removesuffix(".lora_A.weight")):
+        load_adapter(write_folder(tmp_path / "f", tensors))
+
+
+def test_a_layer_of_another_network_is_named(tiny_sana, tmp_path):
+    extra = {f"text_encoder.layers.0.q_proj.lora_{x}.weight": torch.zeros(4, 4) for x in ("A", "B")}
+    folder = write_folder(tmp_path / "f", tensors_of(tiny_sana.hypernetwork()) | extra)
+    with pytest.raises(AdapterError, match="do not belong to sana_sprint: text_encoder.layers.0"):
+        load_adapter(folder)
+
+
+def test_a_missing_factor_is_named(tiny_sana, tmp_path):
+    tensors = tensors_of(tiny_sana.hypernetwork())
+    del tensors["proj_out.lora_B.weight"]
+    with pytest.raises(AdapterError, match="missing for proj_out"):
+        load_adapter(write_folder(tmp_path / "f", tensors))
+
+
+def test_one_layer_under_two_prefixes_is_refused(tiny_sana, tmp_path):
+    f = tiny_sana.hypernetwork()
+    tensors = tensors_of(f) | {"transformer.proj_out.lora_A.weight": torch.zeros(4, 16)}
+    with pytest.raises(AdapterError, match="layer proj_out twice"):
+        load_adapter(write_folder(tmp_path / "f", tensors))
+
+
+def test_two_adapters_in_one_file_are_refused(tiny_sana, tmp_path):
+    f = tiny_sana.hypernetwork()
+    tensors = tensors_of(f, adapter="one") | tensors_of(f, adapter="two")
+    with pytest.raises(AdapterError, match=r"several adapters \(one, two\)"):
+        load_adapter(write_folder(tmp_path / "f", tensors))
+
+
+@pytest.mark.parametrize("name", ["f.safetensors", "adapter_model.bin"])
+def test_a_truncated_file_is_named(tiny_sana, tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".bin"):
+        write_folder(tmp_path, tensors_of(tiny_sana.hypernetwork()), weights=name)
+    else:
+        save_adapter(tiny_sana.hypernetwork(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(AdapterError, match=f"{name} is damaged"):
+        load_adapter(path)
+
+
+class RunsCode:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tiny_sana, tmp_path):
+    tensors = tensors_of(tiny_sana.hypernetwork()) | {"x": RunsCode(tmp_path / "ran")}
+    for save in (torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+        save(tensors, tmp_path / "adapter_model.bin")
+        with pytest.raises(AdapterError, match="can run code"):
+            load_adapter(tmp_path)
+        assert not (tmp_path / "ran").exists()
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(AdapterError, match="there is no adapter at .*gone"):
+        load_adapter(tmp_path / "gone.safetensors")
+    with pytest.raises(AdapterError, match="adapter_model.safetensors, adapter_model.bin"):
+        load_adapter(tmp_path)
+    (tmp_path / "f.ckpt").write_bytes(b"")
+    with pytest.raises(AdapterError, match="neither a folder nor"):
+        load_adapter(tmp_path / "f.ckpt")
+
+
+def test_a_damaged_configuration_is_named(tiny_sana, tmp_path):
+    folder = write_folder(tmp_path / "f", tensors_of(tiny_sana.hypernetwork()), {"r": 4})
+    with pytest.raises(AdapterError, match="adapter_config.json: .*lora_alpha"):
+        load_adapter(folder)
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(AdapterError, match="adapter_config.json cannot be read"):
+        load_adapter(folder)
+
+
+def test_a_file_of_a_newer_format_is_refused(tiny_sana, tmp_path):
+    path = save_adapter(tiny_sana.hypernetwork(), tmp_path / "f.safetensors")
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    save_file(load_file(path), path, header | {"format_version": "2"})
+    with pytest.raises(AdapterError, match="update hypernoise"):
+        load_adapter(path)
+
+
+@pytest.mark.parametrize("name", ["f.safetensors", "folder"])
+def test_a_failed_save_leaves_the_old_file(tiny_sana, tmp_path, monkeypatch, name):
+    f = tiny_sana.hypernetwork()
+    path = save_adapter(f, tmp_path / name)
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+
+    def full_disk(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_adapter(tiny_sana.hypernetwork(seed=1), path)
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
+    assert_same(load_adapter(path), f)
+
+
+def test_a_bin_file_is_not_written(tiny_sana, tmp_path):
+    with pytest.raises(ValueError, match=r"not as .*f\.bin"):
+        save_adapter(tiny_sana.hypernetwork(), tmp_path / "f.bin")
+
+
+def test_an_adapter_loaded_in_inference_mode_can_be_trained(tiny_sana, tmp_path):
+    path = save_adapter(tiny_sana.hypernetwork(), tmp_path / "f.safetensors")
+    with torch.inference_mode():
+        f = load_adapter(path)
+    f(tiny_sana.network, tiny_sana.noise, tiny_sana.conditioning).sum().backward()
+    assert all(p.grad is not None for p in f.parameters())

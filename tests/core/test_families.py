@@ -1,0 +1,137 @@
+"""The families against diffusers' stock pipelines on tiny random weights."""
+
+import types
+
+import pytest
+import torch
+
+from hypernoise.hypernoise_core.families import FAMILIES, family_of_pipeline, looks_like
+from hypernoise.hypernoise_core.families.flux import pack_latents, unpack_latents
+from hypernoise.hypernoise_core.hypernetwork import draw_noise, seed_generators
+
+
+def stock_images(tiny, steps, generators, **options):
+    """What the stock pipeline's call makes of the same noise and conditioning."""
+    c = tiny.conditioning
+    arguments = {"prompt_embeds": c["prompt_embeds"], "generator": generators, "output_type": "pt"}
+    latents = tiny.noise
+    if tiny.family.name == "sana_sprint":
+        arguments |= {"prompt_attention_mask": c["prompt_attention_mask"]}
+        arguments |= {"use_resolution_binning": False}
+        if steps != 2:
+            arguments["intermediate_timesteps"] = None
+    if tiny.family.name == "flux":
+        latents = pack_latents(latents)
+        arguments["pooled_prompt_embeds"] = c["pooled_prompt_embeds"]
+    if tiny.family.name == "sd_turbo":
+        arguments["guidance_scale"] = 0.0
+    size = {"height": options.pop("size"), "width": options.pop("width")}
+    return tiny.pipeline(
+        **arguments, **size, num_inference_steps=steps, latents=latents, **options
+    ).images
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_denoise_and_decode_make_the_stock_pipelines_images(make_tiny, tiny, steps):
+    size = (64, 32) if tiny.family.name == "sana_sprint" else (16, 24)
+    shape = tiny.family.latent_shape(tiny.pipeline, *size)
+    tiny = make_tiny(tiny.family.name)
+    tiny.noise = draw_noise(shape, seed_generators(range(3)))
+    with torch.no_grad():
+        expected = stock_images(tiny, steps, seed_generators(range(3)), size=size[0], width=size[1])
+        latents = tiny.family.denoise(
+            tiny.pipeline, tiny.noise, tiny.conditioning, steps, seed_generators(range(3))
+        )
+        images = tiny.family.decode(tiny.pipeline, latents)
+    assert images.shape == (3, 3, *size)
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"guidance_embeds": True}, {"dynamic": True}])
+def test_flux_dev_takes_guidance_and_the_schedulers_shift(make_tiny, options):
+    tiny = make_tiny("flux", **options)
+    with torch.no_grad():
+        expected = stock_images(tiny, 3, None, size=16, width=16, guidance_scale=3.5)
+        latents = tiny.family.denoise(tiny.pipeline, tiny.noise, tiny.conditioning, 3)
+        images = tiny.family.decode(tiny.pipeline, latents)
+        if "guidance_embeds" in options:
+            other = tiny.conditioning | {"guidance": torch.full((3,), 900.0)}
+            changed = tiny.family.predict(tiny.network, tiny.noise, other)
+            assert not torch.equal(changed, tiny.predict())
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_packing_round_trip():
+    latents = torch.randn(2, 4, 6, 8)
+    packed = pack_latents(latents)
+    assert packed.shape == (2, 12, 16)
+    assert torch.equal(packed[0, 1, :4], latents[0, 0, :2, 2:4].flatten())
+    assert torch.equal(unpack_latents(packed, 6, 8), latents)
+
+
+def test_the_output_of_a_prompt_does_not_depend_on_its_batch(tiny):
+    with torch.no_grad():
+        alone = tiny.family.predict(
+            tiny.network, tiny.noise[1:2], {k: v[1:2] for k, v in tiny.conditioning.items()}
+        )
+        torch.testing.assert_close(tiny.predict()[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_sana_encodes_with_the_stock_pipelines_instruction_unless_told(tiny_sana, monkeypatch):
+    seen = {}
+
+    def encode_prompt(prompts, **options):
+        seen.update(options, prompts=prompts)
+        mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+        return torch.randn(2, 5, 12), mask
+
+    monkeypatch.setattr(tiny_sana.pipeline, "encode_prompt", encode_prompt)
+    c = tiny_sana.family.encode(tiny_sana.pipeline, ("a", "b"))
+    assert seen["prompts"] == ["a", "b"]
+    assert seen["max_sequence_length"] == 300
+    assert seen["complex_human_instruction"][-1] == "User Prompt: "
+    torch.testing.assert_close(c["guidance"], torch.full((2,), 0.45))
+    assert c["prompt_embeds"].shape == (2, 3, 12)  # padding behind the longest prompt is cut
+    tiny_sana.family.encode(
+        tiny_sana.pipeline, ["a", "b"], complex_human_instruction=None, max_sequence_length=77
+    )
+    assert seen["complex_human_instruction"] is None
+    assert seen["max_sequence_length"] == 77
+
+
+def test_padding_that_encode_cuts_changes_nothing(tiny_sana):
+    c = tiny_sana.conditioning | {"prompt_attention_mask": torch.tensor([[1, 1, 1, 0, 0]] * 3)}
+    cut = c | {name: c[name][:, :3] for name in ("prompt_embeds", "prompt_attention_mask")}
+    with torch.no_grad():
+        outputs = [
+            tiny_sana.family.predict(tiny_sana.network, tiny_sana.noise, x) for x in (c, cut)
+        ]
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
+
+
+def test_latent_shape_and_sizes_that_do_not_fit(tiny):
+    multiple = tiny.family.image_multiple(tiny.pipeline)
+    c, h, w = tiny.family.latent_shape(tiny.pipeline, 4 * multiple, 2 * multiple)
+    assert (c, h / w) == (4, 2)
+    with pytest.raises(ValueError, match=f"multiples of {multiple}, got height 17"):
+        tiny.family.latent_shape(tiny.pipeline, 17, 2 * multiple)
+    with pytest.raises(ValueError, match=f"use height {multiple}"):
+        tiny.family.latent_shape(tiny.pipeline, 0, 2 * multiple)
+
+
+def test_pipelines_are_known_by_their_class(tiny):
+    assert family_of_pipeline(tiny.pipeline) is tiny.family
+    with pytest.raises(ValueError, match=r"SimpleNamespace.*SanaSprintPipeline, FluxPipeline"):
+        family_of_pipeline(types.SimpleNamespace())
+
+
+def test_layer_names_tell_the_family(tiny):
+    names = tiny.hypernetwork().layer_names
+    assert looks_like(names) is tiny.family
+    assert all(tiny.family.has_layer(name) for name in names)
+    for other in FAMILIES:
+        if other is not tiny.family:
+            assert not all(other.has_layer(name) for name in names)
+    attention = [name for name in names if "attn" in name and name.endswith("to_q")]
+    assert looks_like(attention) is tiny.family
+    assert looks_like(["something.else"]) is None

@@ -1,0 +1,189 @@
+"""LoRA branches computed beside layers, against the same thing written out."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hypernoise.hypernoise_core.lora import LoraBranch, LoraTarget, attach, misfit
+
+
+class Network(nn.Module):
+    """Layers by name, called one behind the other."""
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, x):
+        for layer in self.layers.values():
+            x = layer(x)
+        return x
+
+
+def branch_for(layer: nn.Module, rank: int = 4, alpha: float = 6.0, groups: int = 1) -> LoraBranch:
+    if isinstance(layer, nn.Conv2d):
+        down = torch.randn(rank, layer.in_channels, *layer.kernel_size)
+        up = torch.randn(layer.out_channels, rank // groups, 1, 1)
+    else:
+        down, up = torch.randn(rank, layer.in_features), torch.randn(layer.out_features, rank)
+    return LoraBranch(down, up, alpha)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def with_last(network: Network, width: int, conv: bool) -> tuple[Network, LoraBranch]:
+    """The network and a last layer whose branch is the identity, which lets the output through."""
+    layer = nn.Conv2d(width, width, 1) if conv else nn.Linear(width, width)
+    eye = torch.eye(width)[..., None, None] if conv else torch.eye(width)
+    network.layers["last"] = layer
+    return network, LoraBranch(eye.clone(), eye.clone(), alpha=width)
+
+
+def output_of(layer: nn.Module, branches, targets, x, width: int):
+    """What the layer gives with the branches on it."""
+    conv = isinstance(layer, nn.Conv2d)
+    network, identity = with_last(Network(layer=layer), width, conv)
+    all_targets = {**targets, "last": LoraTarget("layers.last")}
+    with torch.no_grad(), attach(network, {**branches, "last": identity}, all_targets, "last"):
+        return network(x)
+
+
+def test_linear_branch_is_added():
+    layer, x = nn.Linear(6, 8), torch.randn(2, 5, 6)
+    b = branch_for(layer)
+    got = output_of(layer, {"a": b}, {"a": LoraTarget("layers.layer")}, x, 8)
+    torch.testing.assert_close(got, layer(x) + x @ b.down.T @ b.up.T * (6 / 4))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": 3, "padding": "same"},
+        {"kernel_size": (3, 1), "padding": (1, 0)},
+    ],
+)
+def test_conv_branch_takes_the_layers_geometry(options):
+    layer, x = nn.Conv2d(6, 8, **options), torch.randn(2, 6, 9, 9)
+    b = branch_for(layer)
+    got = output_of(layer, {"a": b}, {"a": LoraTarget("layers.layer")}, x, 8)
+    # A low-rank branch is one convolution whose kernel is the product of the factors.
+    kernel = torch.einsum("or,rihw->oihw", b.up[..., 0, 0], b.down) * (6 / 4)
+    merged = copy.deepcopy(layer)
+    merged.weight.data += kernel
+    torch.testing.assert_close(got, merged(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [6, 2])
+def test_dense_branch_beside_a_grouped_convolution(groups):
+    layer, x = nn.Conv2d(6, 6, 3, padding=1, groups=groups), torch.randn(2, 6, 7, 7)
+    b = branch_for(layer, rank=4)
+    assert misfit(b, layer, LoraTarget("layers.layer")) is None
+    got = output_of(layer, {"a": b}, {"a": LoraTarget("layers.layer")}, x, 6)
+    dense = torch.einsum("or,rihw->oihw", b.up[..., 0, 0], b.down) * (6 / 4)
+    expected = layer(x) + F.conv2d(x, dense, padding=1)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_grouped_up_factor_beside_a_grouped_convolution():
+    layer, x = nn.Conv2d(6, 6, 3, padding=1, groups=3), torch.randn(2, 6, 7, 7)
+    b = branch_for(layer, rank=12, groups=3)
+    assert misfit(b, layer, LoraTarget("layers.layer")) is None
+    got = output_of(layer, {"a": b}, {"a": LoraTarget("layers.layer")}, x, 6)
+    hidden = F.conv2d(x, b.down, padding=1)
+    parts = [F.conv2d(h, u) for h, u in zip(hidden.chunk(3, 1), b.up.chunk(3, 0), strict=True)]
+    torch.testing.assert_close(got, layer(x) + torch.cat(parts, 1) * (6 / 12))
+
+
+def test_slices_of_a_fused_layer_equal_separate_layers():
+    fused, x = nn.Linear(6, 15), torch.randn(2, 6)
+    names = ("q", "k", "v")
+    separate = {name: nn.Linear(6, 5) for name in names}
+    for i, layer in enumerate(separate.values()):
+        layer.weight.data = fused.weight.data[5 * i : 5 * i + 5]
+        layer.bias.data = fused.bias.data[5 * i : 5 * i + 5]
+    branches = {name: branch_for(layer) for name, layer in separate.items()}
+    targets = {name: LoraTarget("layers.layer", 5 * i, 5) for i, name in enumerate(names)}
+    got = output_of(fused, branches, targets, x, 15)
+    alone = [
+        output_of(separate[name], {name: branches[name]}, {name: LoraTarget("layers.layer")}, x, 5)
+        for name in names
+    ]
+    torch.testing.assert_close(got, torch.cat(alone, -1))
+
+
+def test_slice_of_a_convolution_is_a_slice_of_channels():
+    layer, x = nn.Conv2d(3, 8, 1), torch.randn(2, 3, 8, 8)  # as wide as it has channels
+    b = branch_for(nn.Conv2d(3, 2, 1))
+    got = output_of(layer, {"a": b}, {"a": LoraTarget("layers.layer", 4, 2)}, x, 8)
+    difference = (got - layer(x)).abs().amax(dim=(0, 2, 3)) > 1e-3
+    assert difference.tolist() == [False] * 4 + [True] * 2 + [False] * 2
+
+
+def test_swapped_halves_equal_the_layer_with_its_halves_swapped():
+    layer, x = nn.Linear(6, 8), torch.randn(2, 6)
+    swapped = nn.Linear(6, 8)
+    swapped.weight.data, swapped.bias.data = layer.weight.roll(4, 0), layer.bias.roll(4, 0)
+    b = branch_for(layer)
+    straight = output_of(layer, {"a": b}, {"a": LoraTarget("layers.layer")}, x, 8)
+    target = LoraTarget("layers.layer", swap_halves=True)
+    got = output_of(swapped, {"a": b}, {"a": target}, x, 8)
+    torch.testing.assert_close(got, straight.roll(4, -1))
+
+
+def test_last_layer_gives_its_branch_alone():
+    layer, x = nn.Linear(6, 8), torch.randn(2, 6)
+    b = branch_for(layer)
+    with torch.no_grad(), attach(layer, {"a": b}, {"a": LoraTarget("")}, "a"):
+        torch.testing.assert_close(layer(x), b(x, layer))
+
+
+def test_layers_called_with_keywords_get_their_branch():
+    layer, x = nn.Linear(6, 8), torch.randn(2, 6)
+    b = branch_for(layer)
+    with torch.no_grad(), attach(layer, {"a": b}, {"a": LoraTarget("")}, "a"):
+        assert torch.equal(layer(input=x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
+def test_branch_is_computed_in_the_inputs_dtype(dtype, parameters):
+    layer = nn.Linear(6, 8)
+    b = branch_for(layer).to(parameters)
+    x = torch.randn(4, 6).to(dtype)
+    exact = x.double() @ b.down.double().T @ b.up.double().T * 1.5
+    got = b(x, layer)
+    assert got.dtype == dtype
+    assert ((got - exact).norm() / exact.norm()).item() < 4 * torch.finfo(dtype).eps + 1e-7
+
+
+def test_a_compiled_network_sees_the_branches_and_forgets_them():
+    layer, x = nn.Sequential(nn.Linear(6, 8)), torch.randn(2, 6)
+    b = branch_for(layer[0])
+    plain = layer(x)
+    compiled = torch.compile(copy.deepcopy(layer), backend="eager")
+    in_place = copy.deepcopy(layer)
+    in_place.compile(backend="eager")
+    for network in (compiled, in_place):
+        network(x)
+        with torch.no_grad(), attach(network, {"a": b}, {"a": LoraTarget("0")}, "a"):
+            torch.testing.assert_close(network(x), b(x, layer[0]))
+        assert torch.equal(network(x), plain)
+
+
+def test_misfit_names_got_and_expected_shapes():
+    problem = misfit(branch_for(nn.Linear(6, 8)), nn.Linear(7, 8), LoraTarget("layer"))
+    assert "got A (4, 6) B (8, 4), expected A (4, 7) B (8, 4)" in problem
+    problem = misfit(branch_for(nn.Linear(6, 8)), nn.LayerNorm(6), LoraTarget("layer"))
+    assert "LayerNorm" in problem
+    problem = misfit(branch_for(nn.Linear(6, 8)), nn.Linear(6, 9), LoraTarget("layer", 4, 8))
+    assert "exceed" in problem

@@ -1,0 +1,104 @@
+"""The same adapter in peft and here: files of ours opened there, files of peft opened here."""
+
+import copy
+
+import pytest
+import torch
+
+from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
+
+peft = pytest.importorskip("peft")
+
+
+def network_without_last_base(tiny):
+    """A copy of the network whose last layer gives nothing by itself, so that peft gives f."""
+    network = copy.deepcopy(tiny.network)
+    last = network.get_submodule(tiny.family.last_layer)
+    last.weight.data.zero_()
+    last.bias.data.zero_()
+    return network
+
+
+def assert_computes(network, tiny, expected):
+    with torch.no_grad():
+        got = tiny.family.predict(network, tiny.noise, tiny.conditioning)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def delta_of(f, tiny):
+    with torch.no_grad():
+        return f(tiny.network, tiny.noise, tiny.conditioning)
+
+
+def uneven_hypernetwork(tiny):
+    """f with a layer of another alpha, which must not leak to layers whose name ends alike."""
+    f = tiny.hypernetwork()
+    f.branches[tiny.family.last_layer].alpha = 2.0
+    f.branches[f.layer_names[1]].alpha = 5.0
+    return f
+
+
+def test_our_folder_opens_as_a_peft_model(tiny, tmp_path):
+    f = uneven_hypernetwork(tiny)
+    model = peft.PeftModel.from_pretrained(
+        network_without_last_base(tiny), save_adapter(f, tmp_path / "f")
+    )
+    assert_computes(model.base_model.model, tiny, delta_of(f, tiny))
+
+
+def test_our_file_opens_in_diffusers(tiny, tmp_path):
+    f = uneven_hypernetwork(tiny)
+    save_adapter(f, tmp_path / "f.safetensors")
+    network = network_without_last_base(tiny)
+    network.load_lora_adapter(tmp_path, weight_name="f.safetensors", prefix=None)
+    assert_computes(network, tiny, delta_of(f, tiny))
+
+
+def config_for_peft(**options):
+    return peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=r".*(to_q|to_k|to_v|to_out\.0|linear_1|conv1|conv_in|proj_out|conv_out|proj)",
+        alpha_pattern={"to_q": 3, "^proj_out": 2, "conv_out": 1},
+        rank_pattern={"to_k": 2},
+        init_lora_weights=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_peft_folder_computes_the_same_here(tiny, tmp_path, use_rslora):
+    torch.manual_seed(0)
+    model = peft.get_peft_model(
+        network_without_last_base(tiny), config_for_peft(use_rslora=use_rslora)
+    )
+    model.save_pretrained(tmp_path)
+    f = load_adapter(tmp_path)
+    assert len(f.layer_names) > 4
+    assert_computes(model.base_model.model, tiny, delta_of(f, tiny))
+
+
+def test_pefts_grouped_factors_on_depthwise_convolutions(tiny_sana, tmp_path):
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["conv_depth", "proj_out"],
+        rank_pattern={"conv_depth": 160},
+        alpha_pattern={"conv_depth": 20},
+        init_lora_weights=False,
+    )
+    model = peft.get_peft_model(network_without_last_base(tiny_sana), config)
+    model.save_pretrained(tmp_path)
+    f = load_adapter(tmp_path)
+    assert f.branches["transformer_blocks.0.ff.conv_depth"].up.shape == (80, 2, 1, 1)
+    assert_computes(model.base_model.model, tiny_sana, delta_of(f, tiny_sana))
+
+
+def test_an_adapter_saved_by_diffusers_opens_here(tiny, tmp_path):
+    torch.manual_seed(0)
+    network = network_without_last_base(tiny)
+    network.add_adapter(config_for_peft(), adapter_name="hypernoise_adapter")
+    network.save_lora_adapter(tmp_path, adapter_name="hypernoise_adapter")
+    (path,) = tmp_path.glob("*.safetensors")
+    assert_computes(network, tiny, delta_of(load_adapter(path), tiny))

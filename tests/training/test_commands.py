@@ -1,0 +1,94 @@
+"""The command line, run as people run it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from hypernoise.training.pipelines import load_pipeline
+
+
+def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", "from hypernoise.training.cli import main; main()", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
+
+
+def test_the_console_script_is_installed():
+    from importlib.metadata import entry_points
+
+    (script,) = entry_points(group="console_scripts", name="hypernoise")
+    assert callable(script.load())
+
+
+def test_generate_writes_base_hypernoise_and_a_grid(tmp_path):
+    prompts = ["--prompts", "a red circle", "two blue squares"]
+    result = run("generate", *prompts, "--images-per-prompt", "2", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    names = sorted(path.name for path in tmp_path.iterdir())
+    expected = [f"{i:03d}_{kind}.png" for i in range(4) for kind in ("base", "hypernoise")]
+    assert names == [*expected, "grid.png"]
+    base, ours = (Image.open(tmp_path / f"000_{kind}.png") for kind in ("base", "hypernoise"))
+    assert base.size == ours.size == (64, 64)
+    assert base.tobytes() != ours.tobytes()
+
+
+def test_strength_0_writes_the_base_image(tmp_path):
+    result = run("generate", "--prompts", "a red circle", "--strength", "0", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    pair = [(tmp_path / f"000_{kind}.png").read_bytes() for kind in ("base", "hypernoise")]
+    assert pair[0] == pair[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate"], "no prompt"),
+        (["generate", "--prompts", "a", "--model", "no/such-model"], "no model 'no/such-model'"),
+        (["generate", "--prompts", "a", "--adapter", "missing.safetensors"], "missing.safetensors"),
+        (["generate", "--prompts", "a", "--height", "60"], "64"),
+        (["info", "missing.safetensors"], "missing.safetensors"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_short_demo_writes_the_whole_report(tmp_path):
+    result = run(
+        "demo", "--out", str(tmp_path), "--steps", "3", "--per-category", "4", "--seed", "5"
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["methods"]) == {"base", "hypernoise", "best_of_8"}
+    for entry in report["methods"].values():
+        assert set(entry) == {"checker_mean", "checker", "reward_mean", "seconds_per_image"}
+        assert len(entry["checker"]) == 6
+    assert report["train_seconds"] > 0 and report["seeds"]["training"] == 5
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "http" not in page
+    for name in ("side_by_side.png", "training_curves.png"):
+        assert Image.open(tmp_path / name).width > 500
+        assert str(tmp_path / name) in result.stdout
+    info = run("info", str(tmp_path / "tiny-hypernoise.safetensors"))
+    assert json.loads(info.stdout)["training_steps"] == 3
+
+
+def test_a_folder_that_is_no_pipeline_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="model_index.json"):
+        load_pipeline(str(tmp_path))
+
+
+def test_a_loaded_pipeline_is_frozen():
+    pipeline = load_pipeline("tiny-sprint")
+    modules = [c for c in pipeline.components.values() if isinstance(c, torch.nn.Module)]
+    assert not any(p.requires_grad for module in modules for p in module.parameters())
