@@ -18,6 +18,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from ..hypernoise_core.adapter import AdapterError
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
 
 KEY = "hypernoise"
@@ -79,7 +80,10 @@ def apply(model: ModelPatcher, hypernoise: Hypernoise, strength: float) -> Model
     """
     if strength == 0:
         return model
-    hypernoise.hypernetwork.check_fits(model.model.diffusion_model)
+    try:
+        hypernoise.hypernetwork.check_fits(model.model.diffusion_model)
+    except AdapterError as error:
+        raise AdapterError(f"{hypernoise.name}: {error}") from error
     parts = [(hypernoise, strength)]
     for earlier in model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         parts = [*earlier.parts, *parts]
@@ -87,7 +91,8 @@ def apply(model: ModelPatcher, hypernoise: Hypernoise, strength: float) -> Model
     modulated.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
     modulated.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, NoiseModulation(parts))
     # ComfyUI loads these beside the model before it samples.
-    modulated.set_additional_models(KEY, [part.patcher for part, _ in parts])
+    patchers = list(dict.fromkeys(part.patcher for part, _ in parts))
+    modulated.set_additional_models(KEY, patchers)
     return modulated
 
 

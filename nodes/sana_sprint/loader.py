@@ -1,6 +1,6 @@
 """The nodes that load a SANA-Sprint folder and make an empty latent for it."""
 
-import comfy.model_management
+import comfy.model_management as management
 import torch
 from comfy_api.latest import io
 
@@ -101,7 +101,8 @@ class EmptySanaLatent(io.ComfyNode):
             network.CHANNELS,
             height // network.DOWNSCALE,
             width // network.DOWNSCALE,
-            device=comfy.model_management.intermediate_device(),
+            device=management.intermediate_device(),
+            dtype=management.intermediate_dtype(),
         )
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": network.DOWNSCALE})
 

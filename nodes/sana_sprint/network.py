@@ -119,7 +119,7 @@ def _check_context(context: torch.Tensor, mask: torch.Tensor | None, width: int)
 def network_class() -> type[torch.nn.Module]:
     """diffusers' transformer, called the way ComfyUI calls a diffusion model."""
 
-    class SanaSprintNetwork(diffusers().SanaTransformer2DModel):
+    class SanaTransformer2DModel(diffusers().SanaTransformer2DModel):
         """Module names are diffusers' own, so hypernetworks and LoRAs find them."""
 
         def forward(
@@ -146,4 +146,4 @@ def network_class() -> type[torch.nn.Module]:
                 return_dict=False,
             )[0]
 
-    return SanaSprintNetwork
+    return SanaTransformer2DModel

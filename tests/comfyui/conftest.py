@@ -12,6 +12,8 @@ from hypernoise.tests.comfyui.server import ComfyServer
 from hypernoise.tests.comfyui.stand_ins import ADAPTERS, write_models
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# No space and no dot: ComfyUI serves help pages only for such names. inside/ has the other kind.
+FOLDER_NAME = "ComfyUI-Hyper_Noise"
 INSIDE = "HYPERNOISE_INSIDE_COMFYUI"  # names ComfyUI's folder in the process of inside/
 
 # These tests import ComfyUI; test_inside_comfyui.py runs them in a process of their own.
@@ -50,7 +52,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """A base directory with a generator and hypernetworks, and this extension linked into it."""
     base = tmp_path_factory.mktemp("comfyui")
     (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "ComfyUI Hyper-Noise").symlink_to(REPOSITORY, True)
+    (base / "custom_nodes" / FOLDER_NAME).symlink_to(REPOSITORY, True)
     folder, folder_path = write_models(base / "models", REPOSITORY / "assets")
     return Models(base, folder, folder_path)
 

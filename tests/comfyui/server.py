@@ -95,14 +95,22 @@ class ComfyServer:
             run = _follow(channel, prompt_id)
         finally:
             channel.close()
-        history = json.loads(self.get(f"/history/{prompt_id}"))
-        run.outputs = history[prompt_id]["outputs"] if prompt_id in history else {}
+        run.outputs = self._outputs(prompt_id)
         return run
 
     def file(self, run: Run, node: str, kind: str) -> Path:
         """The first file that a node of a run saved; kind is "images" or "latents"."""
         saved = run.outputs[node][kind][0]
         return self.base / "output" / saved["subfolder"] / saved["filename"]
+
+    def _outputs(self, prompt_id: str) -> dict[str, dict]:
+        """From the history, which the server writes after its last message about a prompt."""
+        for _ in range(100):
+            history = json.loads(self.get(f"/history/{prompt_id}"))
+            if prompt_id in history:
+                return history[prompt_id]["outputs"]
+            time.sleep(0.1)
+        raise RuntimeError(f"prompt {prompt_id} never came into the history")
 
     def _answers(self) -> bool:
         try:

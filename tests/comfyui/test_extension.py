@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from hypernoise.tests.comfyui.conftest import FOLDER_NAME, REPOSITORY
 from hypernoise.tests.comfyui.server import ComfyServer
 
 SNAPSHOT = Path(__file__).with_name("node_schemas.json")
-REPOSITORY = Path(__file__).resolve().parents[2]
 NODE_IDS = list(json.loads(SNAPSHOT.read_text(encoding="utf-8")))
 
 
@@ -22,7 +22,7 @@ def test_loads_without_a_complaint(server: ComfyServer, our_nodes: dict):
     log = server.log()
     assert our_nodes
     assert "IMPORT FAILED" not in log
-    assert not [line for line in log.splitlines() if "Hyper-Noise" in line and "annot" in line]
+    assert not [line for line in log.splitlines() if FOLDER_NAME in line and "annot" in line]
 
 
 def test_node_ids_and_widgets_stay_as_shared_workflows_know_them(our_nodes: dict):
@@ -55,7 +55,7 @@ def test_every_node_and_widget_explains_itself(our_nodes: dict):
 
 @pytest.mark.parametrize("node_id", NODE_IDS)
 def test_help_page_is_served_under_the_folder_name(server: ComfyServer, node_id: str):
-    page = server.get(f"/extensions/ComfyUI%20Hyper-Noise/docs/{node_id}.md").decode()
+    page = server.get(f"/extensions/{FOLDER_NAME}/docs/{node_id}.md").decode()
     assert page == (REPOSITORY / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hypernoise.tests.comfyui.conftest import FOLDER_NAME, REPOSITORY
 from hypernoise.tests.comfyui.server import ComfyServer
 
-WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+WORKFLOWS = REPOSITORY / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 NOTES = {"Note", "MarkdownNote"}
 CONTROL_VALUES = {"fixed", "increment", "decrement", "randomize"}
@@ -112,4 +113,4 @@ def test_runs_as_shipped(server, info, name):
 
 def test_template_browser_lists_only_the_ui_files(server):
     listed = json.loads(server.get("/workflow_templates"))
-    assert sorted(listed["ComfyUI Hyper-Noise"]) == NAMES
+    assert sorted(listed[FOLDER_NAME]) == NAMES

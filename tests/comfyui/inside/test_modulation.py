@@ -79,10 +79,13 @@ def test_no_hook_is_left_after_the_pass_broke_off(comfy, apply, loaded, interrup
 
 def test_hypernetworks_in_a_row_add_up_on_the_original_noise(comfy, apply, loaded, deltas):
     both = apply(apply(loaded.model, loaded.hypernoise, 0.5), loaded.other, -2.0)
-    for model in (apply(loaded.model, loaded.hypernoise), apply(loaded.model, loaded.other), both):
+    twice = apply(apply(loaded.model, loaded.hypernoise, 0.25), loaded.hypernoise, 0.75)
+    single = (apply(loaded.model, loaded.hypernoise), apply(loaded.model, loaded.other))
+    for model in (*single, both, twice):
         comfy.sample(model, loaded.prompt, loaded.latent)
-    (noise, first), (_, second), (same_noise, total) = deltas
+    (noise, first), (_, second), (same_noise, total), (_, halves) = deltas
     assert torch.equal(noise, same_noise)
+    torch.testing.assert_close(halves, first, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(total, 0.5 * first - 2.0 * second, rtol=1e-5, atol=1e-5)
 
 
