@@ -83,15 +83,16 @@ def _take(parsed: ParsedWeights, key: str, tensor: Tensor) -> bool:
     match = _FACTOR.fullmatch(key)
     if match is None or tensor.ndim not in (2, 4) or not tensor.is_floating_point():
         return False
-    factor = match["factor"] or match["old"]
-    _set_once(parsed, match["layer"], "down" if factor in _DOWN else "up", tensor)
     if match["adapter"] is not None:
         parsed.adapter_names.add(match["adapter"])
+    factor = match["factor"] or match["old"]
+    _set_once(parsed, match["layer"], "down" if factor in _DOWN else "up", tensor)
     return True
 
 
 def _set_once(parsed: ParsedWeights, layer: str, part: str, value: Tensor | float) -> None:
     weights = parsed.layers.setdefault(layer, LayerWeights())
+    # Several adapters in one file, which parse_weights refuses by name, also meet here.
     if getattr(weights, part) is not None and len(parsed.adapter_names) < 2:
         raise AdapterError(f"the file has {part!r} of layer {layer} twice, under different keys")
     setattr(weights, part, value)

@@ -17,7 +17,7 @@ NODES: list[type[io.ComfyNode]] = [
     ApplyHypernetwork,
 ]
 
-# Not in `on_load`: ComfyUI reads extra paths and lists of files before and after that.
+# At import, so that the folders are known before ComfyUI asks any node for its widgets.
 model_folders.register()
 
 

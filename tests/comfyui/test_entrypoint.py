@@ -34,7 +34,8 @@ def test_an_attribute_error_in_the_nodes_is_not_taken_for_a_missing_entry_point(
     (tmp_path / "comfy_api").mkdir()
     (tmp_path / "comfy_api" / "latest.py").write_text("raise AttributeError('too old')")
     result = python("import hypernoise; hasattr(hypernoise, 'comfy_entrypoint')", tmp_path)
-    assert "ImportError: HyperNoise's nodes could not be imported: too old" in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: ") and "too old" in last
 
 
 def test_without_comfyui_the_missing_module_is_named(tmp_path: Path):

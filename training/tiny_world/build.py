@@ -40,10 +40,11 @@ from .scenes import sample_captions
 POOL_SIZE = 60_000
 PREFERENCE_STEPS = 1300
 AUTOENCODER_STEPS = 1000
-TEACHER_STEPS = 2600
-TEACHER_SAMPLING_STEPS = 12
-PAIRS = 20_000
-STUDENT_STEPS = 1200
+TEACHER_STEPS = 1850
+SAMPLING_STEPS = 8  # of the teacher, for the student's pairs
+SAMPLING_GUIDANCE = 2.0
+PAIRS = 10_000
+STUDENT_STEPS = 800
 _CHECKED_PER_CATEGORY = 20
 
 
@@ -81,7 +82,7 @@ class Build:
     @cached_property
     def teacher(self) -> Generator:
         """The flow-matching teacher."""
-        return self._generator("teacher", TEACHER_SAMPLING_STEPS, self._train_teacher)
+        return self._generator("teacher", SAMPLING_STEPS, self._train_teacher)
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -93,8 +94,8 @@ class Build:
                 self.teacher,
                 [caption.text for caption in captions],
                 tuple(self._latents.shape[1:]),
-                steps=TEACHER_SAMPLING_STEPS,
-                guidance=1.0,
+                steps=SAMPLING_STEPS,
+                guidance=SAMPLING_GUIDANCE,
                 seed=self.seed,
             )
 
