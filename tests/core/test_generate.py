@@ -16,7 +16,7 @@ def encoded(tiny, monkeypatch):
     rows = {"a": 0, "b": 1, "c": 2}
     calls = []
 
-    def encode(_, prompts, **overrides):
+    def encode(_, pipeline, prompts, **overrides):
         calls.append(list(prompts))
         return {name: t[[rows[p] for p in prompts]] for name, t in tiny.conditioning.items()}
 
@@ -85,7 +85,7 @@ def test_given_noise_changes_nothing_but_the_noise(tiny, encoded):
 
 
 def test_encoding_in_batches_joins_prompts_of_any_length(tiny_sana, monkeypatch):
-    def encode(_, prompts, **overrides):
+    def encode(_, pipeline, prompts, **overrides):
         length = max(len(prompt) for prompt in prompts)
         ones = torch.ones(len(prompts), length)
         return {"prompt_embeds": ones[..., None].repeat(1, 1, 12), "mask": ones}

@@ -58,7 +58,7 @@ def config_for_peft(**options):
     return peft.LoraConfig(
         r=4,
         lora_alpha=6,
-        target_modules=r".*(to_q|to_k|to_v|to_out\.0|linear_1|conv1|conv_in|proj_out|conv_out|proj)",
+        target_modules=r"(.*\.)?(to_q|to_k|to_v|to_out\.0|linear_1|conv1|conv_in|proj_out|conv_out|proj)",
         alpha_pattern={"to_q": 3, "^proj_out": 2, "conv_out": 1},
         rank_pattern={"to_k": 2},
         init_lora_weights=False,
