@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hypernoise_core.adapter import save_adapter
+from ..hypernoise_core.families import Conditioning
 from ..hypernoise_core.generate import encode_prompts
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork
 from ..hypernoise_core.rewards import TinyPreference
@@ -20,6 +21,7 @@ CANDIDATES = 8  # of best-of-N
 _SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 _FIRST_EVALUATION_SEED = 500_000_000
 _TRAINING_PROMPTS = 6000
+_TEXT_LENGTH = 16  # tokens
 _SHOWN_PER_CATEGORY = 2
 
 
@@ -34,7 +36,15 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
     out.mkdir(parents=True, exist_ok=True)
     pipeline, reward = load_pipeline("tiny-sprint"), TinyPreference.load()
     prompts = training_prompts(config.seed)
-    trainer = Trainer(pipeline, reward, prompts, config, size=_SIZE, base_model="tiny-sprint")
+    trainer = Trainer(
+        pipeline,
+        reward,
+        prompts,
+        _encode(pipeline, prompts),
+        config,
+        size=_SIZE,
+        base_model="tiny-sprint",
+    )
     hypernetwork = trainer.run()
     train_seconds = trainer.history.seconds[-1]
     adapter = out / "tiny-hypernoise.safetensors"
@@ -55,6 +65,11 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
     _write_pictures(out, trainer, captions, results)
     _write_page(out, numbers)
     return numbers
+
+
+def _encode(pipeline: Any, prompts: list[str]) -> Conditioning:
+    """Encoded prompts; no caption is longer, and padding would cost most of the time."""
+    return encode_prompts(pipeline, prompts, batch_size=64, max_sequence_length=_TEXT_LENGTH)
 
 
 def training_prompts(seed: int) -> list[str]:
@@ -82,8 +97,7 @@ def evaluate(
 ) -> dict[str, methods.MethodResult]:
     """Base, HyperNoise and best-of-8 on the same captions and noises."""
     prompts = [caption.text for caption in captions]
-    conditioning = encode_prompts(pipeline, prompts, batch_size=64)
-    task = methods.Task(pipeline, reward, prompts, conditioning, seeds, _SIZE)
+    task = methods.Task(pipeline, reward, prompts, _encode(pipeline, prompts), seeds, _SIZE)
     task.images(seeds, hypernetwork)  # warm-up, so that the first method pays for nothing extra
     return {
         "base": methods.base(task),

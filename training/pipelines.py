@@ -33,9 +33,7 @@ def load_pipeline(
         raise FileNotFoundError(f"{path} is no diffusers pipeline: it has no model_index.json")
     source = str(path) if path.is_dir() else name
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            source, torch_dtype=dtype, local_files_only=True
-        )
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, local_files_only=True)
     except OSError as error:
         raise FileNotFoundError(
             f"no model {name!r}: it is neither embedded ({', '.join(EMBEDDED)}) nor a folder, and "

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..hypernoise_core.families import family_of_pipeline
-from ..hypernoise_core.generate import encode_prompts
+from ..hypernoise_core.families import Conditioning, family_of_pipeline
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
 from ..hypernoise_core.rewards import Reward
 from .config import TrainingConfig
 from .loss import LossTerms, hypernoise_loss
-
-_ENCODE_BATCH = 64
 
 
 @dataclass
@@ -35,7 +32,8 @@ class Trainer:
     Args:
         pipeline: a diffusers pipeline of a known family.
         reward: scores images (B, 3, H, W) in [0, 1] against prompts.
-        prompts: what is trained on; each is encoded once.
+        prompts: what is trained on.
+        conditioning: of these prompts, a row each, as `encode_prompts` makes it.
         size: height and width of the images in pixels.
         base_model: what the pipeline was loaded from, for the adapter's metadata.
 
@@ -48,6 +46,7 @@ class Trainer:
         pipeline: Any,
         reward: Reward,
         prompts: Sequence[str],
+        conditioning: Conditioning,
         config: TrainingConfig,
         *,
         size: tuple[int, int],
@@ -74,7 +73,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=config.learning_rate, weight_decay=0.0
         )
-        self._conditioning = encode_prompts(pipeline, self.prompts, batch_size=_ENCODE_BATCH)
+        self._conditioning = conditioning
 
     def run(self, on_step: Callable[[int], None] | None = None) -> NoiseHypernetwork:
         """Trains to the last step, or to the time limit, under a progress bar."""
@@ -124,7 +123,7 @@ class Trainer:
         self._optimizer.step()
         return terms, float(norm)
 
-    def _generate(self, noise: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    def _generate(self, noise: Tensor, conditioning: Conditioning) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], by one step of the frozen generator."""
         latents = self.family.denoise(self.pipeline, noise, conditioning, 1)
         return self.family.decode(self.pipeline, latents)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
+from hypernoise.hypernoise_core.generate import encode_prompts
 from hypernoise.hypernoise_core.rewards import TinyPreference
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.loss import hypernoise_loss
@@ -21,7 +22,8 @@ def parts():
 def make_trainer(parts, **settings) -> Trainer:
     settings = {"steps": 3, "batch_size": 4, "rank": 4, "alpha": 8.0, "warmup_steps": 0, **settings}
     config = TrainingConfig(**settings)
-    return Trainer(*parts, PROMPTS, config, size=(64, 64), base_model="tiny-sprint")
+    conditioning = encode_prompts(parts[0], PROMPTS)
+    return Trainer(*parts, PROMPTS, conditioning, config, size=(64, 64), base_model="tiny-sprint")
 
 
 def weights(hypernetwork) -> torch.Tensor:
@@ -85,4 +87,4 @@ def test_settings_out_of_range_are_refused_by_name(bad):
 
 def test_training_without_prompts_is_refused(parts):
     with pytest.raises(ValueError, match="at least one prompt"):
-        Trainer(*parts, [], TrainingConfig(), size=(64, 64), base_model="tiny-sprint")
+        Trainer(*parts, [], {}, TrainingConfig(), size=(64, 64), base_model="tiny-sprint")

@@ -41,7 +41,7 @@ from .scenes import sample_captions
 POOL_SIZE = 60_000
 PREFERENCE_STEPS = 1300
 AUTOENCODER_STEPS = 1000
-REFINING_STEPS = 700
+REFINING_STEPS = 550
 TEACHER_STEPS = 1850
 SAMPLING_STEPS = 8  # of the teacher, for the student's pairs
 SAMPLING_GUIDANCE = 2.0
