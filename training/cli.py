@@ -9,7 +9,7 @@ from typing import Annotated
 def demo(
     out: Path = Path("out/demo"),
     seed: int = 0,
-    steps: int = 240,
+    steps: int = 280,
     max_seconds: float = 290.0,
     per_category: int = 80,
 ) -> None:

@@ -11,7 +11,7 @@ class TrainingConfig:
         ValueError: a value is out of its range.
     """
 
-    steps: int = 240
+    steps: int = 280
     """Optimizer steps."""
     batch_size: int = 48
     """Images per step, each with a prompt and a fresh noise of its own."""
