@@ -3,7 +3,8 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+
+from tyro.conf import Positional
 
 
 def demo(
@@ -86,7 +87,7 @@ def generate(
     print(grid.resolve())
 
 
-def info(adapter: Annotated[Path, "positional"]) -> None:
+def info(adapter: Positional[Path]) -> None:
     """Print what an adapter file says about itself.
 
     Args:

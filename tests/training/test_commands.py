@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hypernoise.training.inference import EMBEDDED_ADAPTER
 from hypernoise.training.pipelines import load_pipeline
 
 
@@ -49,7 +50,19 @@ def test_strength_0_writes_the_base_image(tmp_path):
     ("arguments", "message"),
     [
         (["generate"], "no prompt"),
-        (["generate", "--prompts", "a", "--model", "no/such-model"], "no model 'no/such-model'"),
+        (
+            [
+                "generate",
+                "--prompts",
+                "a",
+                "--model",
+                "no/model",
+                "--adapter",
+                str(EMBEDDED_ADAPTER),
+            ],
+            "no model 'no/model'",
+        ),
+        (["generate", "--prompts", "a", "--model", "no/model"], "--adapter"),
         (["generate", "--prompts", "a", "--adapter", "missing.safetensors"], "missing.safetensors"),
         (["generate", "--prompts", "a", "--height", "60"], "64"),
         (["info", "missing.safetensors"], "missing.safetensors"),
@@ -80,6 +93,7 @@ def test_a_short_demo_writes_the_whole_report(tmp_path):
         assert Image.open(tmp_path / name).width > 500
         assert str(tmp_path / name) in result.stdout
     info = run("info", str(tmp_path / "tiny-hypernoise.safetensors"))
+    assert info.returncode == 0, info.stderr
     assert json.loads(info.stdout)["training_steps"] == 3
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
-from hypernoise.hypernoise_core.generate import encode_prompts
-from hypernoise.hypernoise_core.rewards import TinyPreference
+from hypernoise.hypernoise_core.generate import encode_prompts, generate
+from hypernoise.hypernoise_core.rewards import Reward, TinyPreference
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.loss import hypernoise_loss
 from hypernoise.training.pipelines import load_pipeline
@@ -55,11 +55,28 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(parts):
     assert not torch.equal(runs[0], runs[2])
 
 
-def test_training_raises_the_reward(parts):
-    trainer = make_trainer(parts, steps=25, batch_size=12, rank=8, alpha=16.0)
-    trainer.run()
-    first, last = trainer.history.reward[:5], trainer.history.reward[-5:]
-    assert sum(last) > sum(first)
+class Redness(Reward):
+    """The paper's test reward: how red an image is."""
+
+    name = "redness"
+
+    @classmethod
+    def load(cls, folder=None):
+        return cls()
+
+    def forward(self, images, prompts):
+        return 10 * (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
+
+
+def test_training_raises_the_reward_on_noises_it_has_not_seen(parts):
+    pipeline, reward = parts[0], Redness()
+    trained = make_trainer((pipeline, reward), steps=30, batch_size=12).run()
+    prompts, seeds = PROMPTS * 8, range(700, 700 + 8 * len(PROMPTS))
+    base, ours = (
+        reward(generate(pipeline, prompts, f, seeds=seeds, batch_size=24).images, prompts)
+        for f in (None, trained)
+    )
+    assert (ours > base).float().mean() > 0.8
 
 
 def test_the_time_limit_ends_a_run(parts):
