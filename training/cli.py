@@ -4,8 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-from tyro.conf import Positional
-
 
 def demo(
     out: Path = Path("out/demo"),
@@ -87,7 +85,7 @@ def generate(
     print(grid.resolve())
 
 
-def info(adapter: Positional[Path]) -> None:
+def info(adapter: Path) -> None:
     """Print what an adapter file says about itself.
 
     Args:
@@ -105,11 +103,15 @@ def info(adapter: Positional[Path]) -> None:
 
 def main() -> None:
     """Runs the command that sys.argv names; bad input ends in one line and exit code 2."""
-    import tyro
-
-    commands = {"demo": demo, "generate": generate, "info": info}
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="hypernoise")
+        import tyro
+    except ImportError as error:
+        print('hypernoise: tyro is missing: pip install "hypernoise[train]"', file=sys.stderr)
+        raise SystemExit(2) from error
+    commands = {"demo": demo, "generate": generate, "info": info}
+    config = (tyro.conf.PositionalRequiredArgs,)
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="hypernoise", config=config)
     except (ValueError, OSError, ImportError) as error:
         print(f"hypernoise: {error}", file=sys.stderr)
         raise SystemExit(2) from error
