@@ -1,7 +1,7 @@
 """Trains a noise hypernetwork on a frozen pipeline against a reward."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,7 +75,7 @@ class Trainer:
         )
         self._conditioning = conditioning
 
-    def run(self, on_step: Callable[[int], None] | None = None) -> NoiseHypernetwork:
+    def run(self) -> NoiseHypernetwork:
         """Trains to the last step, or to the time limit, under a progress bar."""
         start, step, progress = time.monotonic(), 0, 0.0
         with tqdm(total=self.config.steps, desc="training", unit="step") as bar:
@@ -91,8 +91,6 @@ class Trainer:
                     f"reward {terms.reward.mean():.2f}, |f|^2 {terms.penalty:.3f}, "
                     f"{step * self.config.batch_size / elapsed:.0f} images/s"
                 )
-                if on_step:
-                    on_step(step)
         self.hypernetwork.metadata = replace(
             self.hypernetwork.metadata, training_steps=step, rewards={self.reward.name: 1.0}
         )

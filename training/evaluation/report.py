@@ -16,7 +16,6 @@ th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #ddd
 th:first-child, td:first-child { text-align: left; }
 tr.ours { background: #eef5ff; font-weight: 600; }
 img { max-width: 100%; height: auto; }
-.note { color: #555; }
 """
 
 

@@ -3,8 +3,8 @@
 Run `python -m hypernoise.training.tiny_world.build`.
 
 Each stage leaves its result in the work folder and is passed over where that is already there, so
-that a broken run goes on where it was. Needs 2 cores, 3 hours, 6 GB of memory and a C++ compiler
-(for torch.compile).
+that a broken run goes on where it was. Needs some hours on 2 cores and a C++
+compiler (for torch.compile).
 """
 
 import argparse

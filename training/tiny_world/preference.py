@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tokenizers import processors
 from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
@@ -49,8 +50,6 @@ def build_preference() -> CLIPModel:
 
 def build_preference_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of tiny-sprint, with <eos> behind each text, from which CLIP reads it."""
-    from tokenizers import processors
-
     tokenizer, ids = build_tokenizer(), vocabulary()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>",
