@@ -41,12 +41,12 @@ from .scenes import sample_captions
 POOL_SIZE = 60_000
 PREFERENCE_STEPS = 1300
 AUTOENCODER_STEPS = 1000
-REFINING_STEPS = 550
-TEACHER_STEPS = 1850
+REFINING_STEPS = 600
+TEACHER_STEPS = 1800
 SAMPLING_STEPS = 8  # of the teacher, for the student's pairs
 SAMPLING_GUIDANCE = 2.0
-PAIRS = 10_000
-STUDENT_STEPS = 1340
+PAIRS = 16_000
+STUDENT_STEPS = 1400
 _CHECKED_PER_CATEGORY = 20
 
 
@@ -171,12 +171,12 @@ class Build:
 
     def write(self, out: Path) -> None:
         """Writes tiny-sprint and tiny-preference as they ship."""
-        pipeline = build_pipeline()
+        pipeline, student = build_pipeline(), self.student
         vae = self.refined_autoencoder
         pipeline.vae.load_state_dict(vae.state_dict())
         pipeline.vae.register_to_config(scaling_factor=vae.config.scaling_factor)
-        pipeline.transformer.load_state_dict(self.student.transformer.state_dict())
-        pipeline.text_encoder.load_state_dict(self.student.text_encoder.state_dict())
+        pipeline.transformer.load_state_dict(student.transformer.state_dict())
+        pipeline.text_encoder.load_state_dict(student.text_encoder.state_dict())
         pipeline.save_pretrained(out / "tiny-sprint")
         save_preference(CLIPModel.from_pretrained(self.preference), out / "tiny-preference")
 

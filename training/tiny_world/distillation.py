@@ -25,6 +25,9 @@ _INSTRUCTION_SHARE = 0.75  # of texts that start with the pipeline's instruction
 _EMPTY_SHARE = 0.1  # of teacher texts that are empty, for classifier-free guidance
 _GUIDANCE_INPUT = 0.45  # the pipeline's guidance 4.5 x guidance_embeds_scale 0.1
 _FULL_NOISE_SHARE = 0.6  # of student samples at s = 1
+# Deviation by which a pair's noise is moved each time: the student becomes a smooth function of the
+# noise, whose gradient a hypernetwork can follow, and does not learn its pairs by heart.
+_NOISE_JITTER = 0.1
 
 
 @dataclass
@@ -184,6 +187,7 @@ def train_student(
         s = torch.where(torch.rand(_BATCH) < _FULL_NOISE_SHARE, 1.0, torch.rand(_BATCH))
         at = s[:, None, None, None]
         noise, image = pairs.noise[index], pairs.image[index]
+        noise = (noise + _NOISE_JITTER * torch.randn_like(noise)) / (1 + _NOISE_JITTER**2) ** 0.5
         x = ((1 - at) * image + at * noise).contiguous(memory_format=torch.channels_last)
         velocity = teacher.velocity(x, s, pairs.tokens[index])
         return F.huber_loss(velocity, noise - image, delta=0.5)
