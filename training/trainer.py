@@ -112,7 +112,9 @@ class Trainer:
         noise = torch.randn(batch, *self.latent_shape, generator=self.generator)
         conditioning = {key: value[chosen] for key, value in self._conditioning.items()}
         delta = self.hypernetwork(self.network, noise, conditioning)
-        images = self._generate(modulate(noise, delta), conditioning)
+        modulated = modulate(noise, delta)
+        modulated.register_hook(self._clip_images)  # on the reward's gradient alone
+        images = self._generate(modulated, conditioning)
         reward = self.reward(images, [self.prompts[i] for i in chosen])
         terms = hypernoise_loss(delta, reward, self.config.penalty_weight)
         self._optimizer.zero_grad(set_to_none=True)
@@ -120,6 +122,9 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         self._optimizer.step()
         return terms, float(norm)
+
+    def _clip_images(self, gradient: Tensor) -> Tensor:
+        return clip_images(gradient, self.config.image_grad_quantile)
 
     def _generate(self, noise: Tensor, conditioning: Conditioning) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], by one step of the frozen generator."""
@@ -131,3 +136,10 @@ class Trainer:
         self.history.penalty.append(float(terms.penalty))
         self.history.grad_norm.append(grad_norm)
         self.history.seconds.append(seconds)
+
+
+def clip_images(gradient: Tensor, quantile: float) -> Tensor:
+    """Scales down the images (B, C, H, W) whose L2 norm is above that quantile of the B norms."""
+    norms = gradient.flatten(1).norm(dim=1)
+    factors = (norms.quantile(quantile) / norms.clamp(min=1e-12)).clamp(max=1)
+    return gradient * factors.view(-1, 1, 1, 1)

@@ -9,7 +9,7 @@ from hypernoise.hypernoise_core.rewards import Reward, TinyPreference
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.loss import hypernoise_loss
 from hypernoise.training.pipelines import load_pipeline
-from hypernoise.training.trainer import Trainer
+from hypernoise.training.trainer import Trainer, clip_images
 
 PROMPTS = ["a red circle", "two blue squares", "a white triangle above a green square"]
 
@@ -35,6 +35,24 @@ def test_the_loss_weighs_the_size_of_f_against_the_reward():
     terms = hypernoise_loss(delta, reward, penalty_weight=0.5)
     assert terms.total.item() == pytest.approx(0.5 * 9.0 - 1.5)
     assert terms.penalty.item() == pytest.approx(9.0)
+
+
+def test_one_steep_image_does_not_outweigh_the_others():
+    gradient = torch.ones(5, 2, 4, 4) * torch.tensor([1.0, 2.0, 3.0, 4.0, 400.0]).view(-1, 1, 1, 1)
+    clipped = clip_images(gradient, 0.5)
+    torch.testing.assert_close(clipped[:, 0, 0, 0], torch.tensor([1.0, 2.0, 3.0, 3.0, 3.0]))
+    assert torch.equal(clip_images(gradient, 1.0), gradient)
+    assert torch.equal(clip_images(torch.zeros_like(gradient), 0.5), torch.zeros_like(gradient))
+
+
+def test_the_reward_s_gradient_is_clipped_image_by_image(parts):
+    """At the first step f is 0, so that the size of the update's gradient comes from it alone."""
+    norms = {}
+    for quantile in (0.01, 1.0):
+        trainer = make_trainer(parts, steps=1, batch_size=12, image_grad_quantile=quantile)
+        trainer.run()
+        norms[quantile] = trainer.history.grad_norm[0]
+    assert 0 < norms[0.01] < 0.7 * norms[1.0]
 
 
 def test_training_changes_the_hypernetwork_and_nothing_else(parts):
@@ -95,7 +113,9 @@ def test_the_adapter_says_what_it_was_trained_on(parts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"steps": 0}, {"rank": -1}, {"learning_rate": float("nan")}, {"max_seconds": 0.0}]
+    "bad",
+    [{"steps": 0}, {"rank": -1}, {"learning_rate": float("nan")}, {"max_seconds": 0.0}]
+    + [{"image_grad_quantile": value} for value in (0.0, 1.5)],
 )
 def test_settings_out_of_range_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
