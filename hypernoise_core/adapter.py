@@ -21,7 +21,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from .atomic_file import write_atomically
-from .families import Family, get_family, looks_like
+from .families import Family, family_of_adapter, get_family, looks_like
 from .hypernetwork import NoiseHypernetwork
 from .lora import LoraBranch
 from .metadata import AdapterError, AdapterMetadata, is_hypernoise_header
@@ -139,7 +139,7 @@ def _build(
 ) -> NoiseHypernetwork:
     layers = parse_weights(tensors).layers
     ours = AdapterMetadata.from_header(header) if is_hypernoise_header(header) else None
-    family = _family(list(layers), ours.family if ours else None, family_name)
+    family = _family(list(layers), ours, family_name)
     config = None if ours else _config(path, header)
     if ours is not None:
         alphas = _alphas_of_header(layers, ours, header)
@@ -154,13 +154,15 @@ def _build(
     return NoiseHypernetwork(branches, ours or _metadata(branches, family, config))
 
 
-def _family(names: list[str], stated: str | None, asked: str | None) -> Family:
+def _family(names: list[str], stated: AdapterMetadata | None, asked: str | None) -> Family:
     """The family that file, caller and layer names agree on."""
-    if stated and asked and stated != asked:
-        raise AdapterError(f"the adapter is for {stated}, not for {asked}")
+    if stated and asked and stated.family != asked:
+        raise AdapterError(f"the adapter is for {stated.family}, not for {asked}")
     guess = looks_like(names)
-    if asked or stated:
-        family = get_family(asked or stated)
+    if stated:
+        family = family_of_adapter(stated.family, stated.last_layer)
+    elif asked:
+        family = get_family(asked)
     elif guess is not None:
         family = guess
     else:

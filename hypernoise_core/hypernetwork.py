@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from .families import Conditioning, Family, get_family, looks_like
+from .families import Conditioning, Family, family_of_adapter, get_family, looks_like
 from .lora import LoraBranch, LoraTarget, adaptable_layers, attach, misfit, modules_by_name
 from .metadata import AdapterError, AdapterMetadata
 
@@ -28,13 +28,12 @@ class NoiseHypernetwork(nn.Module):
 
     Raises:
         AdapterError: the last layer has no branch, so f is not defined.
-        ValueError: the family is unknown.
     """
 
     def __init__(self, branches: Mapping[str, LoraBranch], metadata: AdapterMetadata) -> None:
         super().__init__()
         self.metadata = metadata
-        self.family: Family = get_family(metadata.family)
+        self.family: Family = family_of_adapter(metadata.family, metadata.last_layer)
         if self.last_layer not in branches:
             raise AdapterError(
                 f"the adapter has no weights for the last layer {self.last_layer!r} of "
@@ -132,7 +131,7 @@ class NoiseHypernetwork(nn.Module):
 
     def attached(
         self, network: nn.Module, targets: Mapping[str, LoraTarget] | None = None
-    ) -> AbstractContextManager[None]:
+    ) -> AbstractContextManager[set[str]]:
         """A context in which calls of the network compute f; see `lora.attach`.
 
         Args:

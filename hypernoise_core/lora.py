@@ -81,7 +81,7 @@ def attach(
     branches: Mapping[str, LoraBranch],
     targets: Mapping[str, LoraTarget],
     last_layer: str,
-) -> Iterator[None]:
+) -> Iterator[set[str]]:
     """Add the branches to the network's layers for the calls made inside the context.
 
     The layer named `last_layer` gives its branch alone, without its own weight and bias. Blocks
@@ -94,15 +94,24 @@ def attach(
         branches: by layer name; each name is in `targets` and its module in the network.
         targets: where each layer lands.
         last_layer: a name in `branches`.
+
+    Yields:
+        The paths of the modules that have run with their branches so far.
     """
     modules = modules_by_name(network)
     landings: dict[str, list[tuple[LoraTarget, LoraBranch]]] = {}
     for name, branch in branches.items():
         landings.setdefault(targets[name].module, []).append((targets[name], branch))
     replaced = targets[last_layer].module
-    hooks = _Hooks([(modules[m], _hook(landing, m == replaced)) for m, landing in landings.items()])
+    ran: set[str] = set()
+    hooks = _Hooks(
+        [
+            (modules[path], _hook(landing, path == replaced, lambda path=path: ran.add(path)))
+            for path, landing in landings.items()
+        ]
+    )
     with run_eagerly(network), recomputed_inside(network, hooks.active), hooks.active():
-        yield
+        yield ran
 
 
 class _Hooks:
@@ -127,10 +136,13 @@ class _Hooks:
             self.handles.clear()
 
 
-def _hook(landings: list[tuple[LoraTarget, LoraBranch]], replace: bool) -> Hook:
+def _hook(
+    landings: list[tuple[LoraTarget, LoraBranch]], replace: bool, note: Callable[[], None]
+) -> Hook:
     """A forward hook that adds the branches, or gives them alone if `replace`."""
 
     def hook(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        note()
         features = args[0] if args else next(iter(kwargs.values()))
         result = torch.zeros_like(output) if replace else output
         for target, branch in landings:

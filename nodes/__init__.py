@@ -8,13 +8,19 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import model_folders
 from .hypernetwork import ApplyHypernetwork, LoadHypernetwork
+from .noise import ModulateNoise, NoiseToLatent, PreviewDelta
 from .sana_sprint.loader import EmptySanaLatent, LoadSanaSprint
+from .sana_sprint.sigmas import SanaSprintSigmas
 
 NODES: list[type[io.ComfyNode]] = [
     LoadSanaSprint,
     EmptySanaLatent,
+    SanaSprintSigmas,
     LoadHypernetwork,
     ApplyHypernetwork,
+    ModulateNoise,
+    NoiseToLatent,
+    PreviewDelta,
 ]
 
 # At import, so that the folders are known before ComfyUI asks any node for its widgets.

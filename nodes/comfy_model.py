@@ -8,21 +8,30 @@ to the sampler.
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
 import comfy.model_sampling
+import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
+import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ..hypernoise_core.adapter import AdapterError
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
+from ..hypernoise_core.lora import LoraTarget
+from .delta_cache import DeltaCache, UncacheableError, digest
+from .layer_names import layer_targets
 
 KEY = "hypernoise"
 LOG = logging.getLogger("hypernoise")
+LEAVE, SCALE = "leave the noise alone", "scale the change by sigma"
+PARTIAL_NOISE = (LEAVE, SCALE)  # what to do where sampling starts below full noise
 
 
 class WholeModelPatcher(ModelPatcher):
@@ -46,6 +55,7 @@ class Hypernoise:
 
     name: str
     patcher: ModelPatcher
+    cache: DeltaCache = field(default_factory=DeltaCache, compare=False)
 
     @classmethod
     def of(cls, hypernetwork: NoiseHypernetwork, name: str) -> "Hypernoise":
@@ -69,7 +79,26 @@ class _Holder(torch.nn.Module):
         self.hypernetwork = hypernetwork
 
 
-def apply(model: ModelPatcher, hypernoise: Hypernoise, strength: float) -> ModelPatcher:
+@dataclass(frozen=True)
+class Part:
+    """One hypernetwork on a model, and how it is used there."""
+
+    hypernoise: Hypernoise
+    targets: dict[str, LoraTarget]
+    strength: float
+    noise_prompt: list | None
+    """A CONDITIONING that the hypernetwork reads in place of the sampler's positive prompt."""
+    at_partial_noise: str
+    """One of `PARTIAL_NOISE`."""
+
+
+def apply(
+    model: ModelPatcher,
+    hypernoise: Hypernoise,
+    strength: float,
+    noise_prompt: list | None = None,
+    at_partial_noise: str = LEAVE,
+) -> ModelPatcher:
     """A clone of `model` that modulates the noise; `model` itself at strength 0.
 
     Hypernetworks applied to one model one after the other add up, all computed on the original
@@ -80,26 +109,85 @@ def apply(model: ModelPatcher, hypernoise: Hypernoise, strength: float) -> Model
     """
     if strength == 0:
         return model
+    hypernetwork = hypernoise.hypernetwork
     try:
-        hypernoise.hypernetwork.check_fits(model.model.diffusion_model)
+        targets = layer_targets(model.model, hypernetwork.layer_names)
+        hypernetwork.check_fits(model.model.diffusion_model, targets)
     except AdapterError as error:
         raise AdapterError(f"{hypernoise.name}: {error}") from error
-    parts = [(hypernoise, strength)]
+    parts = [Part(hypernoise, targets, strength, noise_prompt, at_partial_noise)]
     for earlier in model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         parts = [*earlier.parts, *parts]
     modulated = model.clone()
     modulated.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
     modulated.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, NoiseModulation(parts))
     # ComfyUI loads these beside the model before it samples.
-    patchers = list(dict.fromkeys(part.patcher for part, _ in parts))
+    patchers = list(dict.fromkeys(part.hypernoise.patcher for part in parts))
     modulated.set_additional_models(KEY, patchers)
     return modulated
+
+
+@dataclass(frozen=True)
+class SamplingRun:
+    """What ComfyUI hands to a sampler; B, C, H, W are those of the latents."""
+
+    guider: comfy.samplers.CFGGuider
+    sigmas: torch.Tensor
+    noise: torch.Tensor
+    latent_image: torch.Tensor | None = None
+    denoise_mask: torch.Tensor | None = None
+    seed: int | None = None
+
+    @property
+    def model(self) -> Any:
+        """The loaded BaseModel."""
+        return self.guider.inner_model
+
+    @property
+    def model_objects(self) -> list[object]:
+        """The model and what nodes have put in the place of its parts, by their names' order."""
+        replaced = self.guider.model_patcher.object_patches
+        return [self.model, *(replaced[name] for name in sorted(replaced))]
+
+    @property
+    def start(self) -> float:
+        """The first sigma."""
+        return float(self.sigmas[0])
+
+    @property
+    def full(self) -> float:
+        """The sigma of pure noise, the only one that a hypernetwork knows."""
+        return float(self.model.model_sampling.sigma_max)
+
+    @property
+    def starts_at_full_noise(self) -> bool:
+        """Whether no image is mixed into the noise."""
+        return self.start >= self.full or math.isclose(self.start, self.full, rel_tol=1e-5)
+
+    def prompt(self, part: Part) -> list[dict]:
+        """The conditioning that the hypernetwork reads, without ControlNet and GLIGEN."""
+        if part.noise_prompt is None:
+            conds = self.guider.conds.get("positive") or []
+        else:
+            conds = comfy.samplers.process_conds(
+                self.model,
+                self.noise,
+                {"noise_prompt": comfy.sampler_helpers.convert_cond(part.noise_prompt)},
+                self.noise.device,
+                self.latent_image,
+                self.denoise_mask,
+                self.seed,
+            )["noise_prompt"]
+        return [
+            {key: value for key, value in cond.items() if key not in ("control", "gligen")}
+            for cond in conds
+        ]
 
 
 class NoiseModulation:
     """The SAMPLER_SAMPLE wrapper: modulates the noise, then lets the sampler run."""
 
-    def __init__(self, parts: list[tuple[Hypernoise, float]]) -> None:
+    def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
         self._said: set[str] = set()
 
@@ -111,90 +199,184 @@ class NoiseModulation:
         extra_args: dict,
         callback: Any,
         noise: torch.Tensor,
+        latent_image: torch.Tensor | None = None,
+        denoise_mask: torch.Tensor | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Arguments and result are those of ComfyUI's `Sampler.sample`; noise (B, C, H, W)."""
-        reason = _reason_to_leave(guider, sigmas, noise)
-        if reason is None:
-            noise = modulate(noise, self.delta(guider, sigmas, noise))
-        elif reason:
-            self._say_once(reason)
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        seed = extra_args.get("seed")
+        delta = self.delta(SamplingRun(guider, sigmas, noise, latent_image, denoise_mask, seed))
+        if delta is not None:
+            noise = modulate(noise, delta)
+        return executor(
+            guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs
+        )
 
-    def delta(
-        self, guider: comfy.samplers.CFGGuider, sigmas: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
-        """Sum of strength * f(noise) over the hypernetworks, like `noise`."""
-        if noise.ndim != 4:
-            raise ValueError(
-                f"Apply Noise Hypernetwork works on image latents of shape (batch, channels, "
-                f"height, width), this one has {noise.ndim} dimensions. Take the node out of "
-                f"workflows for video, audio or combined latents."
-            )
-        total = torch.zeros_like(noise)
-        for hypernoise, strength in self.parts:
+    def delta(self, run: SamplingRun) -> torch.Tensor | None:
+        """Sum of strength * f(noise) over the hypernetworks; None if the noise stays as it is."""
+        if comfy.model_management.in_training:
+            return None  # ComfyUI's training nodes pass through here with made-up sigmas
+        active = []
+        for part in self.parts:
+            prompt = run.prompt(part)
+            if reason := _reason_to_leave(run, part, prompt):
+                self._say_once(f"{part.hypernoise.name} is not used: {reason}")
+            else:
+                active.append((part, prompt))
+        if not active:
+            return None
+        total = torch.zeros_like(run.noise)
+        progress = comfy.utils.ProgressBar(len(active))
+        for part, prompt in active:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            with hypernoise.hypernetwork.attached(guider.inner_model.diffusion_model):
-                total += strength * network_output(guider, sigmas, noise)
+            share = 1.0 if run.starts_at_full_noise else run.start / run.full
+            total += part.strength * share * predict(run, part, prompt)
+            progress.update(1)
         return total
 
-    def _say_once(self, reason: str) -> None:
-        if reason not in self._said:
-            self._said.add(reason)
-            names = ", ".join(hypernoise.name for hypernoise, _ in self.parts)
-            LOG.warning("HyperNoise: %s is not used: %s", names, reason)
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            LOG.warning("HyperNoise: %s", message)
 
 
-def _reason_to_leave(
-    guider: comfy.samplers.CFGGuider, sigmas: torch.Tensor, noise: torch.Tensor
-) -> str | None:
-    """Why the noise must stay as it is; None if it is to be modulated, "" if nobody needs to know.
-
-    The hypernetwork knows only pure noise at the highest noise level.
-    """
-    if comfy.model_management.in_training:
-        return ""  # ComfyUI's training nodes pass through here with made-up sigmas
-    if torch.count_nonzero(noise) == 0:
+def _reason_to_leave(run: SamplingRun, part: Part, prompt: list[dict]) -> str | None:
+    """Why the noise must stay as it is; None if it is to be modulated."""
+    if torch.count_nonzero(run.noise) == 0:
         return "the sampler adds no noise (add_noise is off), there is nothing to modulate."
-    start, highest = float(sigmas[0]), float(guider.inner_model.model_sampling.sigma_max)
-    if start < highest and not math.isclose(start, highest, rel_tol=1e-5):
+    if not run.starts_at_full_noise and part.at_partial_noise == LEAVE:
         return (
-            f"sampling starts at sigma {start:.4g} instead of {highest:.4g} (denoise below 1 or a "
-            f"later first step), where the noise is already mixed with an image."
+            f"sampling starts at sigma {run.start:.4g} instead of {run.full:.4g} (denoise below 1, "
+            f"a later first step, or the scheduler ddim_uniform), not from pure noise. "
+            f"at_partial_noise on Apply Noise Hypernetwork changes that."
         )
-    if not guider.conds.get("positive"):
+    if not prompt:
         return "the sampler has no positive conditioning to read the prompt from."
     return None
 
 
-def network_output(
-    guider: comfy.samplers.CFGGuider, sigmas: torch.Tensor, noise: torch.Tensor
-) -> torch.Tensor:
-    """The network's raw output at full noise for the positive prompt, (B, C, H, W) like `noise`.
+def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor:
+    """f(noise) of one hypernetwork, (B, C, H, W) like the noise; remembered from run to run.
+
+    Raises:
+        ValueError: the latents are not those of images.
+        AdapterError: the network ran past the layers that the hypernetwork acts on.
+        OOM_EXCEPTION: the pass did not fit into memory.
+    """
+    if run.noise.ndim != 4:
+        raise ValueError(
+            f"Apply Noise Hypernetwork works on image latents of shape (batch, channels, height, "
+            f"width), this one has {run.noise.ndim} dimensions. Take the node out of workflows for "
+            f"video, audio or combined latents."
+        )
+    key = _cache_key(run, prompt)
+    cache, owners = part.hypernoise.cache, run.model_objects
+    if key is not None and (known := cache.find(owners, key)) is not None:
+        return known.to(run.noise)
+    try:
+        delta = _run_network(run, part, prompt)
+    except Exception as error:
+        if not comfy.model_management.is_oom(error):
+            raise
+        shape = " x ".join(map(str, run.noise.shape))
+        raise comfy.model_management.OOM_EXCEPTION(
+            f"Not enough memory for the pass of {part.hypernoise.name} on latents of {shape}. Take "
+            f"fewer images at once or smaller ones, or bypass Apply Noise Hypernetwork."
+        ) from error
+    if key is not None:
+        cache.keep(owners, key, delta)
+    return delta
+
+
+def _cache_key(run: SamplingRun, prompt: list[dict]) -> Hashable | None:
+    """What decides f beside adapter and model; None where that cannot be told."""
+    patcher = run.guider.model_patcher
+    replaced = tuple(sorted(patcher.object_patches))
+    try:
+        return patcher.patches_uuid, replaced, run.full, digest([run.noise, prompt])
+    except UncacheableError:
+        return None
+
+
+def _run_network(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor:
+    """The network's raw output at full noise, with the branches on it.
 
     ComfyUI returns the denoised latent x0 = x - sigma * output, for flow models and for models
     that predict the noise alike; areas, masks and several prompts are weighted by ComfyUI.
     """
-    model = guider.inner_model
-    sampling = model.model_sampling
+    sampling = run.model.model_sampling
     if not isinstance(sampling, (comfy.model_sampling.CONST, comfy.model_sampling.EPS)):
         raise TypeError(
             f"Apply Noise Hypernetwork works with flow models and with models that predict the "
-            f"noise; {type(model).__name__} is neither."
+            f"noise; {type(run.model).__name__} is neither."
         )
-    sigma = sigmas[0].expand(noise.shape[0])
-    x = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), max_denoise=True)
+    sigma = torch.full_like(run.noise[:, 0, 0, 0], run.full)
+    x = sampling.noise_scaling(sigma[0], run.noise, torch.zeros_like(run.noise), max_denoise=True)
     # Fresh options: patches, caches and compiled modules of the sampling run must neither act in
     # this pass nor remember it.
-    options = {"transformer_options": {"sample_sigmas": sigmas}}
-    conditioning = [_plain(cond) for cond in guider.conds["positive"]]
-    x0 = comfy.samplers.calc_cond_batch(model, [conditioning], x, sigma, options)[0]
+    options = {"transformer_options": {"sample_sigmas": run.sigmas}}
+    with part.hypernoise.hypernetwork.attached(run.model.diffusion_model, part.targets) as ran:
+        x0 = comfy.samplers.calc_cond_batch(run.model, [prompt], x, sigma, options)[0]
     # Where no prompt is active (areas, time ranges) ComfyUI returns exact zeros.
     covered = x0.ne(0).any(dim=1, keepdim=True)
-    return torch.where(covered, (x - x0) / sigmas[0], torch.zeros_like(x))
+    missed = sorted({target.module for target in part.targets.values()} - ran)
+    if missed and covered.any():
+        raise AdapterError(
+            f"{part.hypernoise.name}: {type(run.model.diffusion_model).__name__} ran without "
+            f"calling {len(missed)} of its layers ({missed[0]} for one), so the hypernetwork "
+            f"cannot act on them. Models with fused kernels do that; load the model another way."
+        )
+    return torch.where(covered, (x - x0) / run.full, torch.zeros_like(x))
 
 
-def _plain(cond: dict) -> dict:
-    """A prompt without what acts on the sampling of the image (ControlNet, GLIGEN)."""
-    return {key: value for key, value in cond.items() if key not in ("control", "gligen")}
+def modulated_noise(
+    model: ModelPatcher, positive: list, noise: torch.Tensor, seed: int
+) -> torch.Tensor:
+    """The noise that samplers of `model` (from `apply`) start from.
+
+    Args:
+        positive: the CONDITIONING that a sampler would get.
+        noise: (B, C, H, W), on the CPU.
+
+    Returns:
+        Like `noise`. ComfyUI loads the model for it, as for sampling.
+    """
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": positive})
+    highest = model.get_model_object("model_sampling").sigma_max
+    sampler = _NoiseTaker()
+    guider.sample(
+        noise,
+        torch.zeros_like(noise),
+        sampler,
+        torch.tensor([float(highest), 0.0]),
+        disable_pbar=True,
+        seed=seed,
+    )
+    return sampler.noise.to(noise)
+
+
+class _NoiseTaker(comfy.samplers.Sampler):
+    """A sampler that only looks at the noise it is given."""
+
+    noise: torch.Tensor
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs
+    ) -> torch.Tensor:
+        self.noise = noise
+        return noise
+
+
+def to_graph_latent(model: ModelPatcher, latents: torch.Tensor) -> torch.Tensor:
+    """From the latents a sampler works on to those that VAE Decode takes, (B, C, H, W)."""
+    return model.model.process_latent_out(latents)
+
+
+def latent_for(model: ModelPatcher, latent: dict) -> dict:
+    """The LATENT as samplers adapt it: an empty one gets the model's channels and size."""
+    latent = dict(latent)
+    ratio = latent.pop("downscale_ratio_spacial", None)
+    latent["samples"] = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
+    return latent

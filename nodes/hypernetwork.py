@@ -8,6 +8,21 @@ from . import comfy_model, model_folders
 HypernoiseType = io.Custom("HYPERNOISE")
 
 
+def strength_input() -> io.Float.Input:
+    """The widget of the nodes that use a hypernetwork."""
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=-10.0,
+        max=10.0,
+        step=0.05,
+        tooltip=(
+            "Factor on the change of the noise. 1 is what was trained; 0 runs nothing "
+            "and gives the plain model's image."
+        ),
+    )
+
+
 class LoadHypernetwork(io.ComfyNode):
     """A file or peft folder of models/hypernoise -> HYPERNOISE."""
 
@@ -63,15 +78,25 @@ class ApplyHypernetwork(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The generator that the hypernetwork belongs to."),
                 HypernoiseType.Input("hypernoise", tooltip="From Load Noise Hypernetwork."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
+                strength_input(),
+                io.Conditioning.Input(
+                    "noise_prompt",
+                    optional=True,
                     tooltip=(
-                        "Factor on the change of the noise. 1 is what was trained; 0 runs nothing "
-                        "and gives the plain model's image."
+                        "What the hypernetwork reads in place of the sampler's positive prompt. "
+                        "The image is still made from the positive prompt."
+                    ),
+                ),
+                io.Combo.Input(
+                    "at_partial_noise",
+                    options=list(comfy_model.PARTIAL_NOISE),
+                    default=comfy_model.LEAVE,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Where sampling starts below full noise (denoise below 1, a later first "
+                        "step). A hypernetwork knows pure noise only, so it is left out there; "
+                        "the other choice uses its change times the share of noise."
                     ),
                 ),
             ],
@@ -80,9 +105,16 @@ class ApplyHypernetwork(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, hypernoise: comfy_model.Hypernoise, strength: float
+        cls,
+        model: io.Model.Type,
+        hypernoise: comfy_model.Hypernoise,
+        strength: float,
+        noise_prompt: io.Conditioning.Type | None = None,
+        at_partial_noise: str = comfy_model.LEAVE,
     ) -> io.NodeOutput:
-        return io.NodeOutput(comfy_model.apply(model, hypernoise, strength))
+        return io.NodeOutput(
+            comfy_model.apply(model, hypernoise, strength, noise_prompt, at_partial_noise)
+        )
 
 
 def _path(name: str):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from .derived import Derived
 from .family import Conditioning, Family, Generators
 from .flux import FLUX
 from .sana_sprint import SANA_SPRINT
@@ -14,8 +15,10 @@ from .sd_turbo import SD_TURBO
 __all__ = [
     "FAMILIES",
     "Conditioning",
+    "Derived",
     "Family",
     "Generators",
+    "family_of_adapter",
     "family_of_pipeline",
     "get_family",
     "looks_like",
@@ -39,6 +42,12 @@ def get_family(name: str) -> Family:
             return family
     known = ", ".join(family.name for family in FAMILIES)
     raise ValueError(f"unknown family {name!r}, choose from {known}")
+
+
+def family_of_adapter(name: str, last_layer: str) -> Family:
+    """The family that an adapter names, derived from its metadata where the registry has none."""
+    known = next((family for family in FAMILIES if family.name == name), None)
+    return known or Derived(name, last_layer)
 
 
 def family_of_pipeline(pipeline: Any) -> Family:

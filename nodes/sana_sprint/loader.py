@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from .. import model_folders
 from . import autoencoder, network, text_encoder
+from .diffusers_library import diffusers
 
 PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -90,12 +91,26 @@ class EmptySanaLatent(io.ComfyNode):
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=4096, tooltip="Images in one batch."
                 ),
+                io.Boolean.Input(
+                    "resolution_bin",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Take the nearest of the sizes that SANA was trained on, about a megapixel "
+                        "each, by aspect ratio. Off: the size as it is."
+                    ),
+                ),
             ],
             outputs=[io.Latent.Output()],
         )
 
     @classmethod
-    def execute(cls, width: int, height: int, batch_size: int) -> io.NodeOutput:
+    def execute(
+        cls, width: int, height: int, batch_size: int, resolution_bin: bool = False
+    ) -> io.NodeOutput:
+        if resolution_bin:
+            width, height = nearest_trained_size(width, height)
         samples = torch.zeros(
             batch_size,
             network.CHANNELS,
@@ -105,6 +120,18 @@ class EmptySanaLatent(io.ComfyNode):
             dtype=management.intermediate_dtype(),
         )
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": network.DOWNSCALE})
+
+
+def nearest_trained_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of the 1024-pixel bin that the stock pipeline would choose."""
+    diffusers()
+    from diffusers.image_processor import PixArtImageProcessor
+    from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_1024_BIN
+
+    height, width = PixArtImageProcessor.classify_height_width_bin(
+        height, width, ratios=ASPECT_RATIO_1024_BIN
+    )
+    return width, height
 
 
 def _size(name: str, tooltip: str) -> io.Int.Input:

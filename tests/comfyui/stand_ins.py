@@ -18,9 +18,9 @@ def write_models(models: Path, assets: Path) -> tuple[str, Path]:
     network = SanaSprintPipeline.from_pretrained(folder).transformer
     target = models / "hypernoise"
     target.mkdir(parents=True)
-    _save(network, "sana_sprint", SEED, target / FILE, target / PEFT_FOLDER)
-    _save(network, "sana_sprint", SEED + 1, target / OTHER)
-    _save(_flux(), "flux", SEED, target / FLUX)
+    save_random(network, "sana_sprint", SEED, target / FILE, target / PEFT_FOLDER)
+    save_random(network, "sana_sprint", SEED + 1, target / OTHER)
+    save_random(_flux(), "flux", SEED, target / FLUX)
     return name, folder
 
 
@@ -36,7 +36,7 @@ def _generator(models: Path, assets: Path) -> tuple[str, Path]:
     return folder.name, folder
 
 
-def _save(network: torch.nn.Module, family: str, seed: int, *paths: Path) -> None:
+def save_random(network: torch.nn.Module, family: str, seed: int, *paths: Path) -> None:
     """A hypernetwork with random weights, so strong that its effect is plain to see."""
     from hypernoise.hypernoise_core.adapter import save_adapter
     from hypernoise.hypernoise_core.families import get_family
@@ -55,15 +55,50 @@ def _save(network: torch.nn.Module, family: str, seed: int, *paths: Path) -> Non
 
 
 def _flux() -> torch.nn.Module:
+    """The smallest that ComfyUI loads: it takes heads of 128 features for granted."""
     from diffusers import FluxTransformer2DModel
 
     return FluxTransformer2DModel(
         num_layers=1,
         num_single_layers=1,
-        in_channels=16,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        in_channels=64,
+        attention_head_dim=128,
+        num_attention_heads=1,
         joint_attention_dim=32,
         pooled_projection_dim=16,
-        axes_dims_rope=(4, 6, 6),
+        axes_dims_rope=(16, 56, 56),
+    ).eval()
+
+
+def _unet(**options: object) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        use_linear_projection=True,
+        **options,
+    ).eval()
+
+
+def sdxl_turbo(pooled: int) -> torch.nn.Module:
+    """Of SDXL's shape: a pooled prompt (B, pooled) and six sizes are embedded beside the time."""
+    return _unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=pooled + 6 * 256,
     )
+
+
+# By family: a small network with random weights, the shape of its latents, of its conditioning.
+NETWORKS = {"flux": _flux, "sd_turbo": _unet}
+LATENTS = {"flux": (16, 8, 8), "sd_turbo": (4, 8, 8)}
+CONDITIONING = {
+    "flux": {"prompt_embeds": (7, 32), "pooled_prompt_embeds": (16,)},
+    "sd_turbo": {"prompt_embeds": (7, 32)},
+}

@@ -101,3 +101,26 @@ def loaded(comfy: Comfy, models: Models) -> Loaded:
             comfy.run("HyperNoise_LoadHypernetwork", hypernetwork=name)[0] for name in (FILE, OTHER)
         )
     return Loaded(model, clip, vae, prompt, latent, hypernoise, other)
+
+
+@pytest.fixture
+def passes(comfy: Comfy, monkeypatch) -> list:
+    """Grows by one entry with each pass of a hypernetwork."""
+    ours = comfy.ours("nodes.comfy_model")
+    count = []
+    original = ours._run_network
+
+    def counting(*args):
+        count.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(ours, "_run_network", counting)
+    return count
+
+
+@pytest.fixture
+def fresh(comfy: Comfy, loaded: Loaded) -> Any:
+    """The hypernetwork loaded anew, without anything remembered."""
+    from hypernoise.tests.comfyui.stand_ins import FILE
+
+    return comfy.run("HyperNoise_LoadHypernetwork", hypernetwork=FILE)[0]

@@ -1,5 +1,6 @@
 """Apply Noise Hypernetwork: what it does to the noise, and that it leaves no trace."""
 
+import copy
 import logging
 
 import pytest
@@ -18,24 +19,25 @@ def hook_count(network) -> int:
 
 @pytest.fixture
 def apply(comfy):
-    def run(model, hypernoise, strength=1.0):
-        return comfy.run("HyperNoise_Apply", model=model, hypernoise=hypernoise, strength=strength)[
-            0
-        ]
+    def run(model, hypernoise, strength=1.0, **options):
+        return comfy.run(
+            "HyperNoise_Apply", model=model, hypernoise=hypernoise, strength=strength, **options
+        )[0]
 
     return run
 
 
 @pytest.fixture
 def deltas(comfy, loaded, monkeypatch):
-    """Records (noise, delta) of each modulation."""
+    """Records (noise, delta) of each run that modulates."""
     seen = []
     wrapper = comfy.ours("nodes.comfy_model").NoiseModulation
     original = wrapper.delta
 
-    def recording(self, guider, sigmas, noise):
-        delta = original(self, guider, sigmas, noise)
-        seen.append((noise.clone(), delta.clone()))
+    def recording(self, run):
+        delta = original(self, run)
+        if delta is not None:
+            seen.append((run.noise.clone(), delta.clone()))
         return delta
 
     monkeypatch.setattr(wrapper, "delta", recording)
@@ -46,10 +48,12 @@ def test_strength_zero_returns_the_model_itself(apply, loaded):
     assert apply(loaded.model, loaded.hypernoise, 0.0) is loaded.model
 
 
-def test_weights_and_hooks_are_as_before_and_the_input_model_is_untouched(comfy, apply, loaded):
+def test_weights_and_hooks_are_as_before_and_the_input_model_is_untouched(
+    comfy, apply, loaded, fresh
+):
     plain = comfy.sample(loaded.model, loaded.prompt, loaded.latent)
     before = states(loaded.network)
-    modulated = apply(loaded.model, loaded.hypernoise)
+    modulated = apply(loaded.model, fresh)
     changed = comfy.sample(modulated, loaded.prompt, loaded.latent)
     assert not torch.equal(changed, plain)
     assert all(map(torch.equal, states(loaded.network), before))
@@ -58,7 +62,7 @@ def test_weights_and_hooks_are_as_before_and_the_input_model_is_untouched(comfy,
 
 
 @pytest.mark.parametrize("interrupt", [False, True])
-def test_no_hook_is_left_after_the_pass_broke_off(comfy, apply, loaded, interrupt):
+def test_no_hook_is_left_after_the_pass_broke_off(comfy, apply, loaded, fresh, interrupt):
     """An error, or the interrupt button, which raises a BaseException in the middle."""
     from comfy.model_management import InterruptProcessingException
 
@@ -71,7 +75,7 @@ def test_no_hook_is_left_after_the_pass_broke_off(comfy, apply, loaded, interrup
     handle = block.register_forward_pre_hook(break_off)
     try:
         with pytest.raises(kind):
-            comfy.sample(apply(loaded.model, loaded.hypernoise), loaded.prompt, loaded.latent)
+            comfy.sample(apply(loaded.model, fresh), loaded.prompt, loaded.latent)
         assert hook_count(loaded.network) == 1  # only the one of this test
     finally:
         handle.remove()
@@ -107,10 +111,10 @@ def test_delta_is_the_core_s(comfy, apply, loaded, deltas, models):
     assert (delta - reference).norm() / reference.norm() < 1e-5
 
 
-def test_patches_of_the_sampling_run_do_not_see_the_pass(comfy, apply, loaded):
+def test_patches_of_the_sampling_run_do_not_see_the_pass(comfy, apply, loaded, fresh):
     """Caches such as EasyCache would remember the hypernetwork's pass as a step."""
     calls = []
-    model = apply(loaded.model, loaded.hypernoise)
+    model = apply(loaded.model, fresh)
 
     def wrapper(apply_model, args):
         calls.append(args["timestep"])
@@ -161,12 +165,14 @@ def test_training_nodes_of_comfyui_pass_through(comfy, apply, loaded, deltas, mo
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2048), (1, 16, 3, 8, 8)])
-def test_latents_of_video_or_packed_ones_are_refused(comfy, loaded, shape):
+def test_latents_of_video_or_packed_ones_are_refused(comfy, apply, loaded, shape):
     from types import SimpleNamespace
 
-    modulation = comfy.ours("nodes.comfy_model").NoiseModulation([(loaded.hypernoise, 1.0)])
+    ours = comfy.ours("nodes.comfy_model")
+    model = apply(loaded.model, loaded.hypernoise)
+    (modulation,) = model.get_wrappers("sampler_sample", ours.KEY)
     guider = SimpleNamespace(
-        inner_model=loaded.model.model, conds={"positive": [{}]}, model_options={}
+        inner_model=loaded.model.model, conds={"positive": [{}]}, model_patcher=model
     )
     with pytest.raises(ValueError, match=f"this one has {len(shape)} dimensions"):
         modulation(None, guider, torch.tensor([1.0, 0.0]), {}, None, torch.ones(shape))
@@ -176,3 +182,104 @@ def test_a_model_without_the_layers_is_refused(comfy, apply, loaded):
     wrong = comfy.run("HyperNoise_LoadHypernetwork", hypernetwork="flux.safetensors")[0]
     with pytest.raises(ValueError, match="flux"):
         apply(loaded.model, wrong)
+
+
+def test_the_delta_is_computed_once_while_noise_prompt_and_model_stay(
+    comfy, apply, loaded, fresh, passes
+):
+    model = apply(loaded.model, fresh)
+    first = comfy.sample(model, loaded.prompt, loaded.latent)
+    comfy.sample(model, loaded.prompt, loaded.latent, steps=3, cfg=2.0)
+    comfy.sample(apply(loaded.model, fresh, 0.5), loaded.prompt, loaded.latent)
+    assert len(passes) == 1
+    assert torch.equal(comfy.sample(model, loaded.prompt, loaded.latent), first)
+    comfy.sample(model, loaded.prompt, loaded.latent, seed=4)
+    assert len(passes) == 2
+
+
+def test_another_prompt_or_patched_weights_are_never_served_from_memory(
+    comfy, apply, loaded, fresh, passes
+):
+    other = comfy.nodes.CLIPTextEncode().encode(loaded.clip, "one white square")[0]
+    comfy.sample(apply(loaded.model, fresh), loaded.prompt, loaded.latent)
+    comfy.sample(apply(loaded.model, fresh), other, loaded.latent)
+    patched = loaded.model.clone()
+    weight = "diffusion_model.proj_out.weight"
+    patched.add_patches({weight: ("diff", (torch.ones_like(loaded.network.proj_out.weight),))})
+    comfy.sample(apply(patched, fresh), loaded.prompt, loaded.latent)
+    assert len(passes) == 3
+    for _ in range(2):  # another object each time, whatever address it gets
+        replaced = loaded.model.clone()
+        sampling = copy.deepcopy(loaded.model.get_model_object("model_sampling"))
+        replaced.add_object_patch("model_sampling", sampling)
+        comfy.sample(apply(replaced, fresh), loaded.prompt, loaded.latent)
+        del replaced, sampling
+    assert len(passes) == 5
+
+
+def test_the_noise_prompt_is_read_by_the_hypernetwork_alone(comfy, apply, loaded, deltas, models):
+    other = comfy.nodes.CLIPTextEncode().encode(loaded.clip, "one white square")[0]
+    plain, told = (
+        apply(loaded.model, loaded.hypernoise, **options)
+        for options in ({}, {"noise_prompt": other})
+    )
+    image = comfy.sample(plain, loaded.prompt, loaded.latent)
+    of_other = comfy.sample(plain, other, loaded.latent)
+    mixed = comfy.sample(told, loaded.prompt, loaded.latent)
+    (_, own), (_, others), (noise, mixed_delta) = deltas
+    torch.testing.assert_close(mixed_delta, others)
+    assert not torch.allclose(mixed_delta, own, atol=1e-3)
+    assert not torch.equal(mixed, image) and not torch.equal(mixed, of_other)
+
+
+def test_two_prompts_are_weighted_as_the_sampler_weights_them(comfy, apply, loaded, deltas):
+    other = comfy.nodes.CLIPTextEncode().encode(loaded.clip, "one white square")[0]
+    weak = [[other[0][0], {**other[0][1], "strength": 0.25}]]
+    model = apply(loaded.model, loaded.hypernoise)
+    for prompt in (loaded.prompt, other, loaded.prompt + weak):
+        comfy.sample(model, prompt, loaded.latent)
+    (_, first), (_, second), (_, both) = deltas
+    torch.testing.assert_close(both, (first + 0.25 * second) / 1.25, rtol=1e-4, atol=1e-5)
+
+
+def test_at_partial_noise_the_change_can_be_scaled_by_sigma(comfy, apply, loaded, deltas):
+    ours = comfy.ours("nodes.comfy_model")
+    comfy.sample(apply(loaded.model, loaded.hypernoise), loaded.prompt, loaded.latent)
+    model = apply(loaded.model, loaded.hypernoise, at_partial_noise=ours.SCALE)
+    comfy.sample(model, loaded.prompt, loaded.latent, denoise=0.5)
+    (noise, full), (same, half) = deltas
+    assert torch.equal(noise, same)
+    torch.testing.assert_close(half, 0.5 * full)
+
+
+def test_guidance_above_one_costs_no_second_pass(comfy, apply, loaded, fresh, passes):
+    comfy.sample(apply(loaded.model, fresh), loaded.prompt, loaded.latent, cfg=3.0)
+    assert len(passes) == 1
+
+
+def test_a_layer_that_is_never_called_is_reported(comfy, apply, loaded, fresh):
+    """As with fused kernels: the module is there, but its forward is not used."""
+    block = loaded.network.transformer_blocks[0].attn1
+    layer = block.to_q
+    model = apply(loaded.model, fresh)
+
+    class Fused(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.linear(x, layer.weight, layer.bias)
+
+    block.to_q = Fused()
+    try:
+        block.to_q.add_module("hidden", layer)
+        with pytest.raises(ValueError, match="transformer_blocks.0.attn1.to_q"):
+            comfy.sample(model, loaded.prompt, loaded.latent)
+    finally:
+        block.to_q = layer
+
+
+def test_running_out_of_memory_says_what_to_do(comfy, apply, loaded, fresh, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(comfy.ours("nodes.comfy_model"), "_run_network", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"2 x 16 x 8 x 8.*smaller"):
+        comfy.sample(apply(loaded.model, fresh), loaded.prompt, loaded.latent)

@@ -61,6 +61,49 @@ def test_one_step_equals_the_pipeline(comfy, loaded, pipeline, sampler, schedule
     assert (found - expected).norm() / expected.norm() < 1e-4
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_lcm_at_our_sigmas_equals_the_pipeline_with_the_same_noises(comfy, loaded, pipeline, steps):
+    from comfy.samplers import ksampler
+    from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+    generator = torch.Generator().manual_seed(8)
+    sampler = ksampler("lcm", {"noise_sampler": lambda *_: drawn(generator)})
+    channels = pipeline.transformer.config.in_channels
+
+    def drawn(source: torch.Generator) -> torch.Tensor:
+        return torch.randn(2, channels, 8, 8, generator=source)
+
+    sigmas = comfy.run(
+        "HyperNoise_SanaSprintSigmas",
+        steps=steps,
+        max_timestep=1.57080,
+        intermediate_timestep=1.3,
+    )[0]
+    found = SamplerCustom.execute(
+        loaded.model, True, 3, 1.0, loaded.prompt, loaded.prompt, sampler, sigmas, loaded.latent
+    ).args[0]["samples"]
+    expected = pipeline(
+        ["three green triangles"] * 2,
+        num_inference_steps=steps,
+        intermediate_timesteps=1.3 if steps == 2 else None,
+        latents=drawn(torch.Generator().manual_seed(3)),
+        generator=torch.Generator().manual_seed(8),
+        height=64,
+        width=64,
+        use_resolution_binning=False,
+        output_type="latent",
+    ).images
+    expected = expected / pipeline.vae.config.scaling_factor
+    assert (found - expected).norm() / expected.norm() < 1e-5
+
+
+def test_a_second_step_above_the_first_is_refused(comfy):
+    with pytest.raises(ValueError, match="intermediate_timestep"):
+        comfy.run(
+            "HyperNoise_SanaSprintSigmas", steps=2, max_timestep=1.0, intermediate_timestep=1.2
+        )
+
+
 def test_decode_and_encode_equal_diffusers(comfy, loaded, pipeline):
     channels = pipeline.vae.config.latent_channels
     latents = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -116,3 +159,19 @@ def test_missing_diffusers_is_named_with_the_command(comfy, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ImportError, match='-m pip install "diffusers>=0.33"'):
         library.diffusers()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((1920, 1080), (1344, 768)), ((64, 64), (1024, 1024))]
+)
+def test_resolution_bins_are_the_pipeline_s(comfy, size, expected):
+    width, height = size
+    for binned, (w, h) in ((True, expected), (False, (width // 32 * 32, height // 32 * 32))):
+        latent = comfy.run(
+            "HyperNoise_EmptySanaLatent",
+            width=width,
+            height=height,
+            batch_size=2,
+            resolution_bin=binned,
+        )[0]["samples"]
+        assert latent.shape == (2, 32, h // 32, w // 32)

@@ -1,0 +1,51 @@
+"""Where ComfyUI keeps the layers that an adapter knows by diffusers' names.
+
+ComfyUI has tables for the LoRAs of every model family that it runs; the same tables place the
+layers of a hypernetwork: several on slices of one fused layer, some with scale and shift swapped.
+"""
+
+from collections.abc import Iterable
+
+import comfy.lora
+import comfy.utils
+from comfy.model_base import BaseModel
+
+from ..hypernoise_core.adapter import AdapterError
+from ..hypernoise_core.hypernetwork import own_targets
+from ..hypernoise_core.lora import LoraTarget, modules_by_name
+
+_NETWORK = "diffusion_model."
+
+
+def layer_targets(model: BaseModel, names: Iterable[str]) -> dict[str, LoraTarget]:
+    """Where the named layers land on the model's network; names without a place are left out.
+
+    Raises:
+        AdapterError: ComfyUI stores a layer in a form that a hypernetwork cannot act on.
+    """
+    names = list(names)
+    modules = modules_by_name(model.diffusion_model)
+    if all(name in modules for name in names):
+        return own_targets(names)
+    table = comfy.lora.model_lora_keys_unet(model, {})
+    targets = {}
+    for name in names:
+        flat = name.replace(".", "_")
+        spellings = (f"transformer.{name}", f"lora_unet_{flat}", f"lycoris_{flat}")
+        if key := next((key for key in spellings if key in table), None):
+            targets[name] = _target(name, table[key])
+        elif name in modules:
+            targets[name] = LoraTarget(name)
+    return targets
+
+
+def _target(name: str, entry: str | tuple) -> LoraTarget:
+    """From an entry of ComfyUI's table: a weight's key, or (key, (dim, offset, size), function)."""
+    key, cut, function = (
+        (*entry, None, None)[:3] if isinstance(entry, tuple) else (entry, None, None)
+    )
+    module = key.removeprefix(_NETWORK).removesuffix(".weight")
+    dim, offset, size = cut or (0, 0, None)
+    if dim != 0 or function not in (None, comfy.utils.swap_scale_shift):
+        raise AdapterError(f"ComfyUI keeps layer {name} in {key} in a form that is not supported")
+    return LoraTarget(module, offset, size, swap_halves=function is not None)

@@ -1,0 +1,140 @@
+"""Nodes that handle the noise itself: for graphs with a NOISE input, and for a look at it."""
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from . import comfy_model
+from .hypernetwork import HypernoiseType, strength_input
+
+
+class ModulatedNoise:
+    """The value of the type NOISE: another NOISE, modulated for one model and prompt."""
+
+    def __init__(self, noise: Any, model: Any, positive: list) -> None:
+        self._noise, self._model, self._positive = noise, model, positive
+        self.seed = noise.seed
+
+    def generate_noise(self, input_latent: dict) -> torch.Tensor:
+        """(B, C, H, W) on the CPU, for a LATENT of the model's kind, as samplers hand it over."""
+        noise = self._noise.generate_noise(input_latent)
+        return comfy_model.modulated_noise(self._model, self._positive, noise, self.seed)
+
+
+class ModulateNoise(io.ComfyNode):
+    """NOISE + MODEL + CONDITIONING + HYPERNOISE -> NOISE, for SamplerCustomAdvanced."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperNoise_ModulateNoise",
+            display_name="Modulate Noise",
+            category="HyperNoise",
+            description=(
+                "Lets the hypernetwork rewrite a NOISE, for SamplerCustomAdvanced. Give its guider "
+                "the plain model, without Apply Noise Hypernetwork, or the noise is changed twice."
+            ),
+            search_aliases=["hypernoise", "noise hypernetwork", "better noise", "random noise"],
+            inputs=[
+                io.Noise.Input("noise", tooltip="From RandomNoise or another node that makes one."),
+                io.Model.Input("model", tooltip="The generator that the hypernetwork belongs to."),
+                io.Conditioning.Input("positive", tooltip="The prompt that the guider gets."),
+                HypernoiseType.Input("hypernoise", tooltip="From Load Noise Hypernetwork."),
+                strength_input(),
+            ],
+            outputs=[io.Noise.Output(display_name="noise")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        noise: io.Noise.Type,
+        model: io.Model.Type,
+        positive: io.Conditioning.Type,
+        hypernoise: comfy_model.Hypernoise,
+        strength: float,
+    ) -> io.NodeOutput:
+        if strength == 0:
+            return io.NodeOutput(noise)
+        modulated = comfy_model.apply(model, hypernoise, strength)
+        return io.NodeOutput(ModulatedNoise(noise, modulated, positive))
+
+
+class NoiseToLatent(io.ComfyNode):
+    """NOISE -> LATENT, as a sampler would see it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperNoise_NoiseToLatent",
+            display_name="Noise to Latent",
+            category="HyperNoise",
+            description=(
+                "Draws a NOISE for a latent's size, to decode or save it. Samplers cannot start "
+                "from it: they take a NOISE or a seed, not a noisy latent."
+            ),
+            search_aliases=["noise latent", "look at noise", "decode noise"],
+            inputs=[
+                io.Noise.Input("noise", tooltip="From RandomNoise or Modulate Noise."),
+                io.Model.Input("model", tooltip="Its kind of latents is what comes out."),
+                io.Latent.Input("latent", tooltip="Gives the size and the number of images."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(
+        cls, noise: io.Noise.Type, model: io.Model.Type, latent: io.Latent.Type
+    ) -> io.NodeOutput:
+        latent = comfy_model.latent_for(model, latent)
+        drawn = noise.generate_noise(latent)
+        return io.NodeOutput({"samples": comfy_model.to_graph_latent(model, drawn)})
+
+
+class PreviewDelta(io.ComfyNode):
+    """Decodes a noise, its change and the changed noise."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperNoise_PreviewDelta",
+            display_name="Preview Noise Delta",
+            category="HyperNoise",
+            description=(
+                "Shows what a hypernetwork did: the noise, the change and the changed noise, each "
+                "decoded by the VAE. The images are for looking only."
+            ),
+            search_aliases=["visualize noise", "noise difference", "hypernoise preview"],
+            is_output_node=True,
+            inputs=[
+                io.Noise.Input("noise", tooltip="Before Modulate Noise."),
+                io.Noise.Input("modulated_noise", tooltip="After Modulate Noise."),
+                io.Model.Input("model", tooltip="The generator."),
+                io.Latent.Input("latent", tooltip="Gives the size and the number of images."),
+                io.Vae.Input("vae", tooltip="The generator's VAE."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="noise"),
+                io.Image.Output(display_name="delta"),
+                io.Image.Output(display_name="modulated_noise"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        noise: io.Noise.Type,
+        modulated_noise: io.Noise.Type,
+        model: io.Model.Type,
+        latent: io.Latent.Type,
+        vae: io.Vae.Type,
+    ) -> io.NodeOutput:
+        latent = comfy_model.latent_for(model, latent)
+        before = noise.generate_noise(latent)
+        after = modulated_noise.generate_noise(latent)
+        images = [
+            vae.decode(comfy_model.to_graph_latent(model, latents))
+            for latents in (before, after - before, after)
+        ]
+        return io.NodeOutput(*images, ui=ui.PreviewImage(torch.cat(images), cls=cls))
