@@ -12,7 +12,7 @@ RUFF := $(VENV)/bin/ruff
 
 export PYTHON TORCH_INDEX
 
-.PHONY: demo test parity comfyui lint format clean distclean
+.PHONY: demo test parity comfyui browser lint format clean distclean
 
 demo: $(INSTALLED)  ## train a noise hypernetwork on the embedded generator and report the gain
 	$(VENV)/bin/hypernoise demo $(ARGS)
@@ -25,6 +25,9 @@ parity: $(INSTALLED)  ## only the comparison with the reference (HYPERNOISE_REFE
 
 comfyui: $(COMFYUI_INSTALLED)  ## only the tests that start a real ComfyUI server
 	$(PYTEST) -m comfyui $(ARGS)
+
+browser: $(COMFYUI_INSTALLED)  ## only the tests that open ComfyUI's page in a Chromium
+	$(PYTEST) -m browser $(ARGS)
 
 lint: $(INSTALLED)
 	$(RUFF) check .

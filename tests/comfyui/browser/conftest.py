@@ -1,0 +1,121 @@
+"""ComfyUI's own page in a headless Chromium."""
+
+import json
+import os
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hypernoise.tests.comfyui.server import ComfyServer
+
+CHROMIUM = "HYPERNOISE_CHROMIUM"  # path of a Chromium, for machines where it has another name
+SCREENSHOTS = "HYPERNOISE_SCREENSHOTS"  # a folder to keep the pictures in
+OPTIONS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+WIDTH, HEIGHT = 1800, 1000
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test below this folder needs a browser."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+def find_chromium() -> str | None:
+    """The path of a Chromium or Chrome on this machine."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return os.environ.get(CHROMIUM) or next(filter(None, map(shutil.which, names)), None)
+
+
+@dataclass
+class Canvas:
+    """The page with ComfyUI's graph editor; what a person does with a mouse, as methods."""
+
+    page: object
+    server: ComfyServer
+    problems: list[str]
+
+    def drop(self, workflow: Path) -> None:
+        """Drop a workflow file on the canvas and wait until its nodes are there."""
+        text = workflow.read_text(encoding="utf-8")
+        data = self.page.evaluate_handle(
+            """([text, name]) => {
+                const data = new DataTransfer()
+                data.items.add(new File([text], name, {type: "application/json"}))
+                return data
+            }""",
+            [text, workflow.name],
+        )
+        self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": data})
+        self.page.wait_for_function(
+            "types => JSON.stringify(app.graph._nodes.map(n => n.type).sort()) === types",
+            arg=json.dumps(
+                sorted(node["type"] for node in json.loads(text)["nodes"]), separators=(",", ":")
+            ),
+        )
+        self.page.locator("#graph-canvas").focus()
+        self.page.keyboard.press(".")  # fit the graph into the view
+
+    def press_run(self) -> None:
+        """Press Run and wait until every Save Image node shows its images."""
+        self.page.get_by_test_id("queue-button").click()
+        self.page.wait_for_function(
+            """() => app.graph._nodes.filter(n => n.type === "SaveImage").every(
+                n => n.imgs?.length && n.imgs.every(image => image.naturalWidth > 0))""",
+            timeout=180_000,
+        )
+
+    def nodes(self, expression: str) -> list:
+        """A JavaScript expression in `n` for each node of the graph."""
+        return self.page.evaluate(f"() => app.graph._nodes.map(n => {expression})")
+
+    def screenshot(self, name: str) -> None:
+        """Kept where HYPERNOISE_SCREENSHOTS says; nothing without it."""
+        if folder := os.environ.get(SCREENSHOTS):
+            self.page.wait_for_timeout(4000)  # until the messages in the corner are gone
+            self.page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    path = find_chromium()
+    if path is None:
+        pytest.skip(f"no Chromium found: install one or set {CHROMIUM} to its path")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(OPTIONS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def canvas(browser, server: ComfyServer) -> Iterator[Canvas]:
+    """A fresh page, past the greeting for newcomers."""
+    request = urllib.request.Request(
+        f"http://{server.address}/settings/Comfy.TutorialCompleted",
+        b"true",
+        {"Content-Type": "application/json"},
+    )
+    urllib.request.urlopen(request, timeout=60).close()
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"http://{server.address}/")
+    page.wait_for_selector("[data-testid=queue-button]", timeout=180_000)
+    page.wait_for_function("() => window.app?.graph && window.app?.canvas")
+    yield Canvas(page, server, problems)
+    page.close()
