@@ -24,7 +24,7 @@ parity: $(INSTALLED)  ## only the comparison with the reference (HYPERNOISE_REFE
 	$(PYTEST) -m parity $(ARGS)
 
 comfyui: $(COMFYUI_INSTALLED)  ## only the tests that start a real ComfyUI server
-	$(PYTEST) -m comfyui $(ARGS)
+	$(PYTEST) -m comfyui -s $(ARGS)
 
 browser: $(COMFYUI_INSTALLED)  ## only the tests that open ComfyUI's page in a Chromium
 	$(PYTEST) -m browser $(ARGS)

@@ -26,7 +26,7 @@ from ..hypernoise_core.adapter import AdapterError
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
 from ..hypernoise_core.lora import LoraTarget
 from .delta_cache import DeltaCache, UncacheableError, digest
-from .layer_names import layer_targets
+from .layer_names import layer_targets, output_sign
 
 KEY = "hypernoise"
 LOG = logging.getLogger("hypernoise")
@@ -300,7 +300,7 @@ def _cache_key(run: SamplingRun, prompt: list[dict]) -> Hashable | None:
 
 
 def _run_network(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor:
-    """The network's raw output at full noise, with the branches on it.
+    """The raw output of diffusers' network at full noise, with the branches on it.
 
     ComfyUI returns the denoised latent x0 = x - sigma * output, for flow models and for models
     that predict the noise alike; areas, masks and several prompts are weighted by ComfyUI.
@@ -327,7 +327,8 @@ def _run_network(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tens
             f"calling {len(missed)} of its layers ({missed[0]} for one), so the hypernetwork "
             f"cannot act on them. Models with fused kernels do that; load the model another way."
         )
-    return torch.where(covered, (x - x0) / run.full, torch.zeros_like(x))
+    output = output_sign(run.model) * (x - x0) / run.full
+    return torch.where(covered, output, torch.zeros_like(x))
 
 
 def modulated_noise(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import comfy.lora
 import comfy.utils
-from comfy.model_base import BaseModel
+from comfy.model_base import BaseModel, Lumina2
 
 from ..hypernoise_core.adapter import AdapterError
 from ..hypernoise_core.hypernetwork import own_targets
@@ -37,6 +37,14 @@ def layer_targets(model: BaseModel, names: Iterable[str]) -> dict[str, LoraTarge
         elif name in modules:
             targets[name] = LoraTarget(name)
     return targets
+
+
+def output_sign(model: BaseModel) -> int:
+    """1, or -1 where ComfyUI's network returns the negative of what diffusers' network does.
+
+    Its NextDiT (Lumina 2, Z-Image) does, where diffusers' pipelines turn the sign later.
+    """
+    return -1 if isinstance(model, Lumina2) else 1
 
 
 def _target(name: str, entry: str | tuple) -> LoraTarget:

@@ -95,6 +95,26 @@ def sdxl_turbo(pooled: int) -> torch.nn.Module:
     )
 
 
+def z_image() -> torch.nn.Module:
+    """Of Z-Image-Turbo's shape, one block of each kind.
+
+    ComfyUI takes a time embedding 1024 wide for granted, which diffusers has at any width.
+    """
+    from diffusers import ZImageTransformer2DModel
+
+    network = ZImageTransformer2DModel(
+        dim=1024,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=8,
+        n_kv_heads=8,
+        cap_feat_dim=32,
+    ).eval()
+    for token in (network.x_pad_token, network.cap_pad_token):
+        torch.nn.init.normal_(token)  # diffusers leaves their memory as it is
+    return network
+
+
 # By family: a small network with random weights, the shape of its latents, of its conditioning.
 NETWORKS = {"flux": _flux, "sd_turbo": _unet}
 LATENTS = {"flux": (16, 8, 8), "sd_turbo": (4, 8, 8)}

@@ -70,6 +70,12 @@ def test_200_prompts_leave_memory_and_weights_as_they_were(own_server, models):
         ]
 
     before = latents()
+    both = ((FILE, 1.0), (OTHER, 1.0))
+    for seed in range(2):  # the largest run there is, in full: what it takes is no growth
+        graph = text_to_image(
+            models.folder, seed=seed, batch_size=LARGE_BATCH, steps=4, hypernetworks=both
+        )
+        assert own_server.run(graph).error is None
     settled = 0
     for number in range(1, PROMPTS + 1):
         graph = random_graph(rng, models)

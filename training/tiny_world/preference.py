@@ -1,7 +1,8 @@
 """tiny-preference: a small CLIP that scores how well an image of the tiny world fits a caption.
 
 Trained contrastively on drawn scenes of training captions. Each batch is made of groups of
-captions that differ in one word, so that the easiest way out is to read every word.
+captions that differ in one word, so that the easiest way out is to read every word. Each caption
+also has to prefer its image to spoilt ones, as people prefer clear images to unclear ones.
 """
 
 import random
@@ -19,7 +20,8 @@ from .optimization import MuonAdamW
 from .pool import Pool
 from .scenes import IMAGE_SIZE
 
-_GROUPS, _GROUP_SIZE = 48, 4  # captions of a batch
+_GROUPS, _GROUP_SIZE = 40, 4  # captions of a batch
+_SPOILT = 64  # images of a batch that are shown a second time, spoilt
 
 
 def build_preference() -> CLIPModel:
@@ -81,6 +83,23 @@ def _augment(images: Tensor, rng: random.Random) -> Tensor:
     return images + torch.randn_like(images) * rng.choice((0.0, 0.02, 0.05, 0.1))
 
 
+def _spoil(images: Tensor, others: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] as a poor generator makes them: melted, bent or two in one.
+
+    `others` (B, 3, H, W) are what shines through.
+    """
+    size, count = images.shape[-1], len(images)
+    small = F.interpolate(images, size=size // 6, mode="area")
+    melted = F.interpolate(small, size=size, mode="bilinear")
+    bends = torch.randn(count, 2, 5, 5) * 0.15  # in half images
+    flow = F.interpolate(bends, size=size, mode="bicubic").permute(0, 2, 3, 1)
+    plain = F.affine_grid(torch.eye(2, 3).expand(count, 2, 3), images.shape, align_corners=False)
+    bent = F.grid_sample(images, plain + flow, padding_mode="border", align_corners=False)
+    double = images.lerp(others, torch.empty(count, 1, 1, 1).uniform_(0.3, 0.7))
+    kind = torch.randint(3, (count,))
+    return torch.stack([melted, bent, double])[kind, torch.arange(count)]
+
+
 def train_preference(pool: Pool, *, steps: int, seed: int) -> CLIPModel:
     """Trains tiny-preference on a pool; prints the loss and the in-batch accuracy as it goes."""
     rng = random.Random(seed)
@@ -92,11 +111,15 @@ def train_preference(pool: Pool, *, steps: int, seed: int) -> CLIPModel:
         indices = [i for a in anchors for i in pool.lookalikes(a, _GROUP_SIZE, rng)]
         texts = [pool.captions[i].text for i in indices]
         distinct = sorted(set(texts))
-        images = _augment(pool.batch(indices), rng)
-        logits = similarities(model, tokenizer, images, distinct)
+        clear = pool.batch(indices)
+        spoilt = _spoil(clear[:_SPOILT], clear[1 : _SPOILT + 1])
+        images = _augment(torch.cat([clear, spoilt]), rng)
+        all_logits = similarities(model, tokenizer, images, distinct)
+        logits = all_logits[: len(clear)]
         target = torch.tensor([distinct.index(text) for text in texts])
         same = F.one_hot(target, len(distinct)).float()
-        to_images = -(same / same.sum(0) * F.log_softmax(logits, 0)).sum(0).mean()
+        preferred = F.log_softmax(all_logits, 0)[: len(clear)]
+        to_images = -(same / same.sum(0) * preferred).sum(0).mean()
         optimizer.step((F.cross_entropy(logits, target) + to_images) / 2)
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.0)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -101,6 +102,49 @@ def loaded(comfy: Comfy, models: Models) -> Loaded:
             comfy.run("HyperNoise_LoadHypernetwork", hypernetwork=name)[0] for name in (FILE, OTHER)
         )
     return Loaded(model, clip, vae, prompt, latent, hypernoise, other)
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A small network with random weights in both worlds, a hypernetwork, and a random prompt."""
+
+    network: torch.nn.Module  # of diffusers
+    model: Any
+    adapter: Path
+    hypernoise: Any
+    noise: torch.Tensor
+    conditioning: dict[str, torch.Tensor]
+
+    @property
+    def positive(self) -> list:
+        return positive_of(self.conditioning)
+
+
+def positive_of(conditioning: dict[str, torch.Tensor]) -> list:
+    """A CONDITIONING as ComfyUI's text encoders give it."""
+    extra = {"pooled_output": conditioning.get("pooled_prompt_embeds")}
+    return [[conditioning["prompt_embeds"], {k: v for k, v in extra.items() if v is not None}]]
+
+
+@pytest.fixture
+def stand_in(comfy: Comfy, tmp_path: Path) -> Callable[..., StandIn]:
+    """Builds the stand-in of a family, always with the same weights."""
+    from hypernoise.tests.comfyui import stand_ins
+    from hypernoise.tests.comfyui.inside.networks import as_model
+
+    def build(family: str, batch: int = 1, dtype: torch.dtype = torch.float32) -> StandIn:
+        torch.manual_seed(4)
+        network = stand_ins.NETWORKS[family]()
+        path = tmp_path / "adapter.safetensors"
+        stand_ins.save_random(network, family, 5, path)
+        hypernetwork = comfy.ours("hypernoise_core.adapter").load_adapter(path)
+        hypernoise = comfy.ours("nodes.comfy_model").Hypernoise.of(hypernetwork, "random")
+        noise = torch.randn(batch, *stand_ins.LATENTS[family])
+        shapes = stand_ins.CONDITIONING[family]
+        conditioning = {name: torch.randn(batch, *shape) for name, shape in shapes.items()}
+        return StandIn(network, as_model(network, dtype), path, hypernoise, noise, conditioning)
+
+    return build
 
 
 @pytest.fixture

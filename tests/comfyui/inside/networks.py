@@ -15,13 +15,15 @@ CPU = torch.device("cpu")
 
 
 def as_model(network: torch.nn.Module, dtype: torch.dtype = torch.float32) -> Any:
-    """The MODEL of a FLUX transformer, or of a UNet, which is always in float32.
+    """The MODEL of a FLUX transformer, or of a UNet or a Z-Image, which are always in float32.
 
     A UNet with a second embedding is SDXL's, any other SD 2's.
     """
     state = {name: weight.clone() for name, weight in network.state_dict().items()}
     if type(network).__name__ == "UNet2DConditionModel":
         return _unet(network.config, state)
+    if type(network).__name__ == "ZImageTransformer2DModel":
+        return _z_image(network.config, state)
     return comfy.sd.load_diffusion_model_state_dict(state, {"dtype": dtype})
 
 
@@ -51,6 +53,31 @@ def _unet(config: Any, state: dict[str, torch.Tensor]) -> Any:
     settings.set_inference_dtype(torch.float32, None)
     base = comfy.model_base.SDXL if is_sdxl else comfy.model_base.BaseModel
     model = base(settings, comfy.model_base.ModelType.EPS, device=CPU)
+    model.load_model_weights(state, "")
+    return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
+
+
+def _z_image(config: Any, state: dict[str, torch.Tensor]) -> Any:
+    """ComfyUI's Z-Image of any size; its loader knows the published size only."""
+    state = comfy.model_detection.convert_diffusers_mmdit(state, "")
+    settings = comfy.supported_models.ZImage(
+        {
+            **comfy.model_detection.detect_unet_config(state, ""),
+            "n_refiner_layers": config.n_refiner_layers,
+            "n_heads": config.n_heads,
+            "n_kv_heads": config.n_kv_heads,
+            "axes_dims": config.axes_dims,
+            "axes_lens": config.axes_lens,
+            "rope_theta": config.rope_theta,
+            "ffn_dim_multiplier": 8 / 3,
+            "multiple_of": 1,
+            "z_image_modulation": True,
+            "time_scale": config.t_scale,
+            "pad_tokens_multiple": 32,
+        }
+    )
+    settings.set_inference_dtype(torch.float32, None)
+    model = comfy.model_base.Lumina2(settings, device=CPU)
     model.load_model_weights(state, "")
     return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
 

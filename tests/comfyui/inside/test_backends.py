@@ -1,5 +1,6 @@
 """Models in other forms: quantised, compiled, with LoRAs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,24 +10,12 @@ from hypernoise.tests.comfyui import stand_ins
 
 
 @pytest.fixture
-def flux(comfy, tmp_path) -> Any:
+def flux(stand_in) -> Callable[..., tuple[Any, Any, list]]:
     """Builds a FLUX stand-in, always with the same weights: (MODEL, HYPERNOISE, CONDITIONING)."""
-    from hypernoise.tests.comfyui.inside.networks import as_model
 
     def build(dtype: torch.dtype = torch.float32) -> tuple[Any, Any, list]:
-        torch.manual_seed(4)
-        network = stand_ins.NETWORKS["flux"]()
-        path = tmp_path / "adapter.safetensors"
-        stand_ins.save_random(network, "flux", 5, path)
-        hypernetwork = comfy.ours("hypernoise_core.adapter").load_adapter(path)
-        hypernoise = comfy.ours("nodes.comfy_model").Hypernoise.of(hypernetwork, "random")
-        generator = torch.Generator().manual_seed(2)
-        values = {
-            name: torch.randn(1, *shape, generator=generator)
-            for name, shape in stand_ins.CONDITIONING["flux"].items()
-        }
-        positive = [[values["prompt_embeds"], {"pooled_output": values["pooled_prompt_embeds"]}]]
-        return as_model(network, dtype), hypernoise, positive
+        built = stand_in("flux", dtype=dtype)
+        return built.model, built.hypernoise, built.positive
 
     return build
 

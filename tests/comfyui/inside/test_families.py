@@ -4,14 +4,13 @@ The cases of the reference implementation run through the same code where they a
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from hypernoise.hypernoise_core.adapter import load_adapter
-from hypernoise.tests.comfyui import stand_ins
+from hypernoise.tests.comfyui.inside.conftest import positive_of
 from hypernoise.tests.parity.conftest import Case, case_folders, family_of_folder
 
 FAMILIES = ("flux", "sd_turbo")
@@ -31,39 +30,14 @@ class Setting:
     recorded: dict[str, torch.Tensor]
 
 
-def positive_of(conditioning: dict[str, torch.Tensor]) -> list:
-    """A CONDITIONING as ComfyUI's text encoders give it."""
-    extra = {"pooled_output": conditioning.get("pooled_prompt_embeds")}
-    return [[conditioning["prompt_embeds"], {k: v for k, v in extra.items() if v is not None}]]
-
-
-def setting_of(comfy, family, network, hypernetwork, noise, conditioning, recorded) -> Setting:
-    from hypernoise.tests.comfyui.inside.networks import as_model
-
-    hypernoise = comfy.ours("nodes.comfy_model").Hypernoise.of(
-        comfy.ours("hypernoise_core.adapter").load_adapter(hypernetwork), "case"
-    )
-    delta = recorded.get("delta")
-    if delta is None:
-        delta = load_adapter(hypernetwork)(network, noise, conditioning)
-    positive = positive_of(conditioning)
-    return Setting(family, as_model(network), hypernoise, noise, positive, delta, recorded)
-
-
 @pytest.fixture(params=FAMILIES)
-def random_setting(request, comfy, tmp_path: Path) -> Setting:
+def random_setting(request, stand_in) -> Setting:
     """Random weights, so that this runs without the reference's cases."""
-    family = request.param
-    network = stand_ins.NETWORKS[family]()
-    path = tmp_path / "adapter.safetensors"
-    stand_ins.save_random(network, family, 5, path)
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(2, *stand_ins.LATENTS[family], generator=generator)
-    conditioning = {
-        name: torch.randn(2, *shape, generator=generator)
-        for name, shape in stand_ins.CONDITIONING[family].items()
-    }
-    return setting_of(comfy, family, network, path, noise, conditioning, {})
+    built = stand_in(request.param, batch=2)
+    delta = load_adapter(built.adapter)(built.network, built.noise, built.conditioning)
+    return Setting(
+        request.param, built.model, built.hypernoise, built.noise, built.positive, delta, {}
+    )
 
 
 def reference_cases() -> list:
@@ -78,14 +52,17 @@ def reference_cases() -> list:
 
 @pytest.fixture(params=reference_cases())
 def reference_setting(request, comfy) -> Setting:
+    from hypernoise.tests.comfyui.inside.networks import as_model
+
     case = Case(request.param)
-    return setting_of(
-        comfy,
+    hypernetwork = comfy.ours("hypernoise_core.adapter").load_adapter(request.param / "adapter")
+    return Setting(
         case.family.name,
-        case.network,
-        request.param / "adapter",
+        as_model(case.network),
+        comfy.ours("nodes.comfy_model").Hypernoise.of(hypernetwork, "case"),
         case.noise,
-        case.conditioning,
+        positive_of(case.conditioning),
+        case.tensors["delta"],
         case.tensors,
     )
 
