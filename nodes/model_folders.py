@@ -71,9 +71,10 @@ def fingerprint(path: Path) -> str:
 
 
 def _pipeline_folders(root: str | Path) -> list[Path]:
-    """Every folder below `root` whose model_index.json names SanaSprintPipeline."""
+    """Every folder below `root` whose model_index.json names SanaSprintPipeline; no hidden ones."""
     folders = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         if "model_index.json" in files:
             subfolders.clear()
             index = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))

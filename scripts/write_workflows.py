@@ -298,7 +298,7 @@ def sana_sprint_advanced_sampler(graph: Graph) -> None:
         "## SamplerCustomAdvanced, and a look at the noise\n\n*Modulate Noise* takes a NOISE and "
         "gives a NOISE, so the guider keeps the plain model. *SANA-Sprint Sigmas* with the sampler "
         "lcm is the model's own schedule. *Preview Noise Delta* decodes the noise, the change and "
-        "the changed noise, as if they were images.\n" + TINY + REAL_SANA
+        "the changed noise, as if they were images. *Noise to Latent* keeps the noise in a file.\n" + TINY + REAL_SANA
     )
     base = sana(graph)
     (noise,) = graph.add("RandomNoise", 0, 740, noise_seed=7)
@@ -320,6 +320,10 @@ def sana_sprint_advanced_sampler(graph: Graph) -> None:
         "HyperNoise_PreviewDelta", 2, 560, tall=420,
         noise=noise, modulated_noise=modulated, model=base.model, latent=base.latent, vae=base.vae,
     )  # fmt: skip
+    (drawn,) = graph.add(
+        "HyperNoise_NoiseToLatent", 3, 640, noise=modulated, model=base.model, latent=base.latent
+    )
+    graph.add("SaveLatent", 3, 770, samples=drawn, filename_prefix="latents/HyperNoise_noise")
 
 
 def model(directory: str, name: str, repository: str, path: str | None = None) -> dict[str, str]:

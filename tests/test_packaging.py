@@ -143,6 +143,17 @@ def test_console_script_exists():
     assert result.returncode == 0, result.stderr
 
 
+def test_the_registry_s_archive_lacks_nothing_that_runs():
+    """.comfyignore takes files away as .gitignore does."""
+    command = ["git", "ls-files", "--cached", "--ignored", "--exclude-from=.comfyignore"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        pytest.skip(f"not a git checkout: {result.stderr.strip()}")
+    left_out = {Path(name).parts[0] for name in result.stdout.splitlines()}
+    assert "tests" in left_out
+    assert not left_out & {*CODE_FOLDERS, *DATA_FOLDERS, "__init__.py", "requirements.txt"}
+
+
 @pytest.mark.slow
 def test_wheel_holds_every_file_of_the_package(tmp_path):
     """Built from a copy: setuptools leaves its build folder beside the sources."""

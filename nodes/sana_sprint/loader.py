@@ -1,11 +1,13 @@
 """The nodes that load a SANA-Sprint folder and make an empty latent for it."""
 
+from pathlib import Path
+
 import comfy.model_management as management
 import torch
 from comfy_api.latest import io
 
 from .. import model_folders
-from . import autoencoder, network, text_encoder
+from . import autoencoder, network, published, text_encoder
 from .diffusers_library import diffusers
 
 PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -28,10 +30,11 @@ class LoadSanaSprint(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=list(model_folders.sana_sprint_folders()),
+                    options=list({**model_folders.sana_sprint_folders(), **published.REPOSITORIES}),
                     tooltip=(
                         "A folder with model_index.json, transformer, text_encoder, tokenizer and "
-                        "vae. 'embedded' is the tiny generator that comes with this extension."
+                        "vae. 'embedded' is the tiny generator that comes with this extension; the "
+                        "published models are always offered, see download."
                     ),
                 ),
                 io.Boolean.Input(
@@ -52,17 +55,33 @@ class LoadSanaSprint(io.ComfyNode):
                         "else float32."
                     ),
                 ),
+                io.Boolean.Input(
+                    "download",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Get a published model that is not on this machine from Hugging Face into "
+                        "models/sana_sprint, once: several gigabytes. Off: nothing is downloaded."
+                    ),
+                ),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, instruction: bool, precision: str) -> str:
-        return f"{model_folders.fingerprint(_path(folder))}|{instruction}|{precision}"
+    def fingerprint_inputs(
+        cls, folder: str, instruction: bool, precision: str, download: bool = False
+    ) -> str:
+        path = model_folders.sana_sprint_folders().get(folder)
+        files = model_folders.fingerprint(path) if path else "missing"
+        return f"{files}|{instruction}|{precision}"
 
     @classmethod
-    def execute(cls, folder: str, instruction: bool, precision: str) -> io.NodeOutput:
-        path, dtype = _path(folder), PRECISIONS[precision]
+    def execute(
+        cls, folder: str, instruction: bool, precision: str, download: bool = False
+    ) -> io.NodeOutput:
+        path, dtype = _path(folder, download), PRECISIONS[precision]
         vae = autoencoder.load(path, dtype)
         model = network.load(path, dtype, vae)
         clip = text_encoder.load(path, dtype, instruction)
@@ -139,7 +158,19 @@ def _size(name: str, tooltip: str) -> io.Int.Input:
     return io.Int.Input(name, default=1024, min=step, max=8192, step=step, tooltip=tooltip)
 
 
-def _path(folder: str):
-    return model_folders.find(
-        model_folders.sana_sprint_folders(), folder, model_folders.SANA_SPRINT
-    )
+def _path(folder: str, download: bool) -> Path:
+    """The folder on disk, downloaded if that is asked for and possible.
+
+    Raises:
+        ValueError: it is not on this machine.
+    """
+    known = model_folders.sana_sprint_folders()
+    if folder not in known and folder in published.REPOSITORIES:
+        if download:
+            return published.download(folder)
+        raise ValueError(
+            f"'{folder}' is not in models/{model_folders.SANA_SPRINT}. Switch on download in Load "
+            f"SANA-Sprint to get it from Hugging Face, or put the folder of the repository "
+            f"{published.REPOSITORIES[folder]} there under this name."
+        )
+    return model_folders.find(known, folder, model_folders.SANA_SPRINT)

@@ -1,0 +1,65 @@
+"""Published SANA-Sprint models: offered always, downloaded only when that is asked for.
+
+The hub cannot be reached here; in its place stands a function that copies the tiny generator.
+"""
+
+import shutil
+
+import pytest
+
+NAME = "Sana_Sprint_0.6B_1024px_diffusers"
+
+
+@pytest.fixture
+def hub(models, monkeypatch):
+    """What was downloaded: (repository, folder) pairs; `hub.broken` breaks off half-way."""
+
+    class Hub(list):
+        broken = False
+
+    hub = Hub()
+
+    def snapshot_download(repository, *, local_dir, allow_patterns):
+        hub.append((repository, local_dir))
+        local_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copy(models.folder_path / "model_index.json", local_dir)
+        if hub.broken:
+            raise ConnectionError("the hub does not answer")
+        shutil.copytree(models.folder_path, local_dir, dirs_exist_ok=True)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    yield hub
+    shutil.rmtree(models.base / "models" / "sana_sprint", ignore_errors=True)
+
+
+def load(comfy, **options):
+    return comfy.run(
+        "HyperNoise_LoadSanaSprint", folder=NAME, instruction=True, precision="auto", **options
+    )
+
+
+def test_published_models_are_offered_and_nothing_is_downloaded_unasked(comfy, hub):
+    schema = comfy.nodes.NODE_CLASS_MAPPINGS["HyperNoise_LoadSanaSprint"].INPUT_TYPES()
+    assert NAME in schema["required"]["folder"][1]["options"]
+    with pytest.raises(ValueError, match=f"'{NAME}' is not in models/sana_sprint. Switch on downl"):
+        load(comfy)
+    assert hub == []
+
+
+def test_the_switch_downloads_once(comfy, hub, models):
+    for _ in range(2):
+        assert len(load(comfy, download=True)) == 3
+    assert len(hub) == 1
+    assert hub[0][0] == f"Efficient-Large-Model/{NAME}"
+    assert (models.base / "models" / "sana_sprint" / NAME / "vae").is_dir()
+    assert len(load(comfy)) == 3
+
+
+def test_a_download_that_broke_off_is_not_offered_and_goes_on_later(comfy, hub):
+    hub.broken = True
+    with pytest.raises(ConnectionError):
+        load(comfy, download=True)
+    assert NAME not in comfy.ours("nodes.model_folders").sana_sprint_folders()
+    hub.broken = False
+    assert len(load(comfy, download=True)) == 3
+    assert hub[0][1] == hub[1][1]  # the same folder, where the hub's client finds what is there
