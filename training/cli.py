@@ -8,7 +8,7 @@ from pathlib import Path
 def demo(
     out: Path = Path("out/demo"),
     seed: int = 0,
-    steps: int = 500,
+    steps: int = 800,
     max_seconds: float = 290.0,
     per_category: int = 80,
 ) -> None:

@@ -11,7 +11,7 @@ class TrainingConfig:
         ValueError: a value is out of its range.
     """
 
-    steps: int = 500
+    steps: int = 800
     """Optimizer steps."""
     batch_size: int = 24
     """Images per step, each with a prompt and a fresh noise of its own."""
@@ -19,7 +19,7 @@ class TrainingConfig:
     """Rank of every LoRA branch."""
     alpha: float = 32.0
     """LoRA scale times rank."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     """Peak learning rate of AdamW."""
     warmup_steps: int = 20
     """Steps of linear warm-up; a linear decay follows."""

@@ -14,13 +14,13 @@ from .evaluation import figures, methods, report
 from .pipelines import load_pipeline
 from .tiny_world.captions import CATEGORIES, Caption, captions_by_category
 from .tiny_world.checker import is_correct, score_images
-from .tiny_world.scenes import IMAGE_SIZE, sample_captions
+from .tiny_world.scenes import IMAGE_SIZE
 from .trainer import Trainer
 
 CANDIDATES = 8  # of best-of-N
 _SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 _FIRST_EVALUATION_SEED = 500_000_000
-_TRAINING_PROMPTS = 6000
+_TRAINING_PROMPTS_PER_CATEGORY = 1000
 _TEXT_LENGTH = 16  # tokens
 _SHOWN_PER_CATEGORY = 2
 
@@ -73,9 +73,13 @@ def _encode(pipeline: Any, prompts: list[str]) -> Conditioning:
 
 
 def training_prompts(seed: int) -> list[str]:
-    """Captions that are not held out, each category with its share."""
-    captions = sample_captions(_TRAINING_PROMPTS, random.Random(seed), held_out=False)
-    return [caption.text for caption in captions]
+    """Captions that are not held out, as many of each category."""
+    rng = random.Random(seed)
+    return [
+        rng.choice(pool).text
+        for pool in captions_by_category(held_out=False).values()
+        for _ in range(_TRAINING_PROMPTS_PER_CATEGORY)
+    ]
 
 
 def evaluation_captions(per_category: int) -> list[Caption]:

@@ -132,3 +132,37 @@ def test_a_network_without_the_layers_is_named(comfy, flux):
     model.model.diffusion_model = ComfyFluxWrapper()
     with pytest.raises(ValueError, match="random: .*ComfyFluxWrapper"):
         apply(comfy, model, hypernoise)
+
+
+def test_a_model_that_is_only_partly_on_the_device(comfy, flux, delta, monkeypatch):
+    """As with --lowvram: most layers fetch their weights, LoRAs among them, when they run."""
+    from comfy.model_patcher import ModelPatcher
+
+    key = "diffusion_model.double_blocks.0.img_mlp.0.weight"
+
+    def modulated() -> tuple[Any, list]:
+        model, hypernoise, positive = flux()
+        patched = model.clone()
+        shape = model.model.state_dict()[key].shape
+        change = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(6))
+        patched.add_patches({key: ("diff", (change,))})
+        return apply(comfy, patched, hypernoise), positive
+
+    model, positive = modulated()
+    exact = delta(model, positive)
+    load = ModelPatcher.partially_load
+
+    def little_memory(self, device, extra_memory=0, force_patch_weights=False):
+        if type(self) is type(model):
+            extra_memory = self.model_size() // 3
+        return load(self, device, extra_memory, force_patch_weights)
+
+    monkeypatch.setattr(ModelPatcher, "partially_load", little_memory)
+    model, positive = modulated()
+    found = delta(model, positive)
+    network = model.model.diffusion_model
+    assert model.model.model_lowvram
+    fetching = [m for m in network.modules() if hasattr(m, "prev_comfy_cast_weights")]
+    assert len(fetching) > 10 and network.double_blocks[0].img_mlp[0] in fetching
+    assert error(found, exact) < 1e-5
+    assert not any(module._forward_hooks for module in network.modules())
