@@ -21,7 +21,7 @@ class TrainingConfig:
     """LoRA scale times rank."""
     learning_rate: float = 1.5e-3
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 20
+    warmup_steps: int = 80
     """Steps of linear warm-up; a linear decay follows."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this L2 norm."""
