@@ -138,7 +138,7 @@ def test_a_model_that_is_only_partly_on_the_device(comfy, flux, delta, monkeypat
     """As with --lowvram: most layers fetch their weights, LoRAs among them, when they run."""
     from comfy.model_patcher import ModelPatcher
 
-    key = "diffusion_model.double_blocks.0.img_mlp.0.weight"
+    key = "diffusion_model.double_blocks.0.img_attn.proj.weight"
 
     def modulated() -> tuple[Any, list]:
         model, hypernoise, positive = flux()
@@ -163,6 +163,6 @@ def test_a_model_that_is_only_partly_on_the_device(comfy, flux, delta, monkeypat
     network = model.model.diffusion_model
     assert model.model.model_lowvram
     fetching = [m for m in network.modules() if hasattr(m, "prev_comfy_cast_weights")]
-    assert len(fetching) > 10 and network.double_blocks[0].img_mlp[0] in fetching
+    assert len(fetching) > 10 and network.double_blocks[0].img_attn.proj in fetching
     assert error(found, exact) < 1e-5
     assert not any(module._forward_hooks for module in network.modules())
