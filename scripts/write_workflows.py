@@ -298,7 +298,9 @@ def sana_sprint_advanced_sampler(graph: Graph) -> None:
         "## SamplerCustomAdvanced, and a look at the noise\n\n*Modulate Noise* takes a NOISE and "
         "gives a NOISE, so the guider keeps the plain model. *SANA-Sprint Sigmas* with the sampler "
         "lcm is the model's own schedule. *Preview Noise Delta* decodes the noise, the change and "
-        "the changed noise, as if they were images. *Noise to Latent* keeps the noise in a file.\n" + TINY + REAL_SANA
+        "the changed noise, as if they were images. *Noise to Latent* keeps the noise in a file.\n"
+        + TINY
+        + REAL_SANA
     )
     base = sana(graph)
     (noise,) = graph.add("RandomNoise", 0, 740, noise_seed=7)
