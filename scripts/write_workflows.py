@@ -18,7 +18,7 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 GENERATOR, HYPERNETWORK = "tiny-sprint (embedded)", "tiny-hypernoise (embedded)"
-PROMPT = "a red circle left of a blue square"
+PROMPT = "three green triangles"
 COLUMNS = (0, 400, 840, 1220, 1620)  # x of the columns of nodes
 NOTE_X, TOP = -500, 160
 

@@ -70,8 +70,10 @@ class Trainer:
         )
         self.history = History()
         self._parameters = list(self.hypernetwork.parameters())
+        # A gets no gradient while B is still 0: a long memory of squared gradients would be too
+        # small at first, and the steps of A too large.
         self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=config.learning_rate, weight_decay=0.0
+            self._parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
         )
         self._conditioning = conditioning
 
