@@ -82,21 +82,21 @@ class Canvas:
         """A JavaScript expression in `n` for each node of the graph."""
         return self.page.evaluate(f"() => app.graph._nodes.map(n => {expression})")
 
-    def picture_of(self, node: str) -> None:
-        """NODE.jpg, for its help page: the first node of that type and a little around it."""
+    def look_at(self, node: str) -> None:
+        """Move the view to the first node of that type; keeps a picture of it as `screenshot`."""
+        x, y, width, height = self.page.evaluate(
+            """node => {
+                const n = app.graph._nodes.find(n => n.type === node), {ds} = app.canvas
+                ds.scale = 1
+                ds.offset = [500 - n.pos[0], 250 - n.pos[1]]
+                app.canvas.setDirty(true, true)
+                const canvas = document.querySelector("#graph-canvas").getBoundingClientRect()
+                return [canvas.x + 500, canvas.y + 250, ...n.size]
+            }""",
+            node,
+        )
+        self.page.wait_for_timeout(1000)  # until it is drawn
         if folder := os.environ.get(SCREENSHOTS):
-            x, y, width, height = self.page.evaluate(
-                """node => {
-                    const n = app.graph._nodes.find(n => n.type === node), {ds} = app.canvas
-                    ds.scale = 1
-                    ds.offset = [500 - n.pos[0], 250 - n.pos[1]]
-                    app.canvas.setDirty(true, true)
-                    const canvas = document.querySelector("#graph-canvas").getBoundingClientRect()
-                    return [canvas.x + 500, canvas.y + 250, ...n.size]
-                }""",
-                node,
-            )
-            self.page.wait_for_timeout(1000)
             clip = {"x": x - 90, "y": y - 60, "width": width + 180, "height": height + 90}
             path = Path(folder) / f"{node}.jpg"
             self.page.screenshot(path=path, type="jpeg", quality=85, clip=clip)

@@ -23,11 +23,11 @@ def workflow_with(node: str) -> Path:
 @pytest.mark.parametrize("node", PAGES)
 def test_the_help_page_opens_with_its_picture(canvas: Canvas, node: str):
     canvas.drop(workflow_with(node))
-    canvas.picture_of(node)
+    canvas.look_at(node)
     canvas.page.evaluate(
         "node => app.canvas.selectNode(app.graph._nodes.find(n => n.type === node))", node
     )
-    canvas.page.get_by_test_id("info-button").first.click()
+    canvas.page.get_by_test_id("info-button").first.dispatch_event("click")
     picture = canvas.page.locator(f"img[src$='/docs/images/{node}.jpg']")
     picture.wait_for()
     canvas.page.wait_for_function(
