@@ -50,7 +50,9 @@ def _layer(at_import: set[str], in_functions: set[str] = frozenset(), layers=())
 # A file belongs to the longest folder here that holds it.
 LAYERS = {
     "nodes": _layer(
-        INSTALLED_BY_COMFYUI | COMFYUI, {"diffusers", "transformers"}, {"hypernoise_core"}
+        INSTALLED_BY_COMFYUI | COMFYUI,
+        {"diffusers", "transformers", "huggingface_hub"},
+        {"hypernoise_core"},
     ),
     "hypernoise_core": _layer({"torch", "safetensors"}),
     "hypernoise_core/rewards": _layer({"torch", "safetensors"}, HEADLESS | {"PIL"}),

@@ -84,6 +84,7 @@ class Canvas:
 
     def look_at(self, node: str) -> None:
         """Move the view to the first node of that type; keeps a picture of it as `screenshot`."""
+        self.page.wait_for_timeout(1500)  # until the view has come to rest on the whole graph
         x, y, width, height = self.page.evaluate(
             """node => {
                 const n = app.graph._nodes.find(n => n.type === node), {ds} = app.canvas
