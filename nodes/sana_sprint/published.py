@@ -1,6 +1,5 @@
 """The published SANA-Sprint models, and how one gets into the models folder."""
 
-import shutil
 from pathlib import Path
 
 import folder_paths
@@ -29,6 +28,5 @@ def download(name: str) -> Path:
     arriving, target = root / ".downloading" / name, root / name
     wanted = ["model_index.json", *(f"{part}/*" for part in _PARTS)]
     snapshot_download(REPOSITORIES[name], local_dir=arriving, allow_patterns=wanted)
-    shutil.rmtree(arriving / ".cache", ignore_errors=True)  # of huggingface_hub
     arriving.rename(target)
     return target
