@@ -8,15 +8,11 @@ well: peft folders with .safetensors or .bin, and single files of others.
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
@@ -27,6 +23,7 @@ from .lora import LoraBranch
 from .metadata import AdapterError, AdapterMetadata, is_hypernoise_header
 from .module_names import LayerWeights, name_some, parse_weights, strip_prefixes
 from .peft_config import CONFIG_NAME, PeftConfig, config_for
+from .tensor_file import TensorFileError, open_safetensors, read_tensors
 
 __all__ = ["AdapterError", "AdapterMetadata", "load_adapter", "read_metadata", "save_adapter"]
 
@@ -59,8 +56,10 @@ def load_adapter(
     try:
         # Nodes run in inference mode, whose tensors could never be trained later.
         with torch.inference_mode(False):
-            tensors, header = _read(weights)
+            tensors, header = read_tensors(weights)
             return _build(weights, tensors, header, family, alpha)
+    except TensorFileError as error:
+        raise AdapterError(str(error)) from error
     except AdapterError as error:
         if str(path) in str(error):
             raise
@@ -76,8 +75,11 @@ def read_metadata(path: str | Path) -> AdapterMetadata | None:
     weights = find_weights(Path(path))
     if weights.suffix == ".bin":
         return None
-    with _open(weights) as file:
-        header = file.metadata() or {}
+    try:
+        with open_safetensors(weights) as file:
+            header = file.metadata() or {}
+    except TensorFileError as error:
+        raise AdapterError(str(error)) from error
     return AdapterMetadata.from_header(header) if is_hypernoise_header(header) else None
 
 
@@ -97,37 +99,6 @@ def find_weights(path: Path) -> Path:
     if path.suffix not in (".safetensors", ".bin"):
         raise AdapterError(f"{path} is neither a folder nor a .safetensors or .bin file")
     return path
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(
-            f"{path} is damaged, cut short or no .safetensors file: {error}"
-        ) from error
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file and its header's entries."""
-    if path.suffix == ".bin":
-        return _read_bin(path), {}
-    with _open(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-
-
-def _read_bin(path: Path) -> dict[str, Tensor]:
-    """A pickled dict of tensors, unpickled without running any code in it."""
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise AdapterError(
-            f"{path} is damaged, or holds more than tensors, which is refused because such a file "
-            f"can run code: {str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise AdapterError(f"{path} is no adapter: it does not hold tensors by name")
-    return tensors
 
 
 def _build(
