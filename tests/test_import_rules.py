@@ -55,7 +55,9 @@ LAYERS = {
         {"hypernoise_core"},
     ),
     "hypernoise_core": _layer({"torch", "safetensors"}),
-    "hypernoise_core/rewards": _layer({"torch", "safetensors"}, HEADLESS | {"PIL"}),
+    "hypernoise_core/rewards": _layer(
+        {"torch", "safetensors"}, {"transformers", "tokenizers", "open_clip", "huggingface_hub"}
+    ),
     "training": _layer(
         {"torch", "numpy", "PIL", "safetensors"} | HEADLESS, set(), {"hypernoise_core"}
     ),

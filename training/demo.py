@@ -8,7 +8,7 @@ from ..hypernoise_core.adapter import save_adapter
 from ..hypernoise_core.families import Conditioning
 from ..hypernoise_core.generate import encode_prompts
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork
-from ..hypernoise_core.rewards import TinyPreference
+from ..hypernoise_core.rewards import Ensemble, load_rewards
 from .config import TrainingConfig
 from .evaluation import figures, methods, report
 from .pipelines import load_pipeline
@@ -34,11 +34,11 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
         per_category: held-out captions evaluated in each of the six categories.
     """
     out.mkdir(parents=True, exist_ok=True)
-    pipeline, reward = load_pipeline("tiny-sprint"), TinyPreference.load()
+    pipeline, rewards = load_pipeline("tiny-sprint"), load_rewards({"tiny-preference": 1.0})
     prompts = training_prompts(config.seed)
     trainer = Trainer(
         pipeline,
-        reward,
+        rewards,
         prompts,
         _encode(pipeline, prompts),
         config,
@@ -53,7 +53,7 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
     captions = evaluation_captions(per_category)
     seeds = [_FIRST_EVALUATION_SEED + i for i in range(len(captions))]
     print(f"evaluating {len(captions)} held-out captions: base, HyperNoise, best of {CANDIDATES}")
-    results = evaluate(pipeline, reward, hypernetwork, captions, seeds)
+    results = evaluate(pipeline, rewards, hypernetwork, captions, seeds)
     entries = {name: _entry(result, captions) for name, result in results.items()}
     numbers = {
         "methods": entries,
@@ -94,14 +94,14 @@ def evaluation_captions(per_category: int) -> list[Caption]:
 
 def evaluate(
     pipeline: Any,
-    reward: TinyPreference,
+    rewards: Ensemble,
     hypernetwork: NoiseHypernetwork,
     captions: list[Caption],
     seeds: list[int],
 ) -> dict[str, methods.MethodResult]:
     """Base, HyperNoise and best-of-8 on the same captions and noises."""
     prompts = [caption.text for caption in captions]
-    task = methods.Task(pipeline, reward, prompts, _encode(pipeline, prompts), seeds, _SIZE)
+    task = methods.Task(pipeline, rewards, prompts, _encode(pipeline, prompts), seeds, _SIZE)
     task.images(seeds, hypernetwork)  # warm-up, so that the first method pays for nothing extra
     return {
         "base": methods.base(task),

@@ -1,4 +1,4 @@
-"""Trains a noise hypernetwork on a frozen pipeline against a reward."""
+"""Trains a noise hypernetwork on a frozen pipeline against rewards."""
 
 import time
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..hypernoise_core.families import Conditioning, family_of_pipeline
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
-from ..hypernoise_core.rewards import Reward
+from ..hypernoise_core.rewards import Ensemble
 from .config import TrainingConfig
 from .loss import LossTerms, hypernoise_loss
 
@@ -27,11 +27,11 @@ class History:
 
 
 class Trainer:
-    """A run: frozen pipeline, reward and prompts in; a trained hypernetwork out.
+    """A run: frozen pipeline, rewards and prompts in; a trained hypernetwork out.
 
     Args:
         pipeline: a diffusers pipeline of a known family.
-        reward: scores images (B, 3, H, W) in [0, 1] against prompts.
+        rewards: score images (B, 3, H, W) in [0, 1] against prompts.
         prompts: what is trained on.
         conditioning: of these prompts, a row each, as `encode_prompts` makes it.
         size: height and width of the images in pixels.
@@ -44,7 +44,7 @@ class Trainer:
     def __init__(
         self,
         pipeline: Any,
-        reward: Reward,
+        rewards: Ensemble,
         prompts: Sequence[str],
         conditioning: Conditioning,
         config: TrainingConfig,
@@ -54,7 +54,7 @@ class Trainer:
     ) -> None:
         if not prompts:
             raise ValueError("training needs at least one prompt")
-        self.pipeline, self.reward, self.config = pipeline, reward, config
+        self.pipeline, self.rewards, self.config = pipeline, rewards, config
         self.family = family_of_pipeline(pipeline)
         self.network = self.family.network(pipeline)
         self.prompts = list(prompts)
@@ -94,7 +94,7 @@ class Trainer:
                     f"{step * self.config.batch_size / elapsed:.0f} images/s"
                 )
         self.hypernetwork.metadata = replace(
-            self.hypernetwork.metadata, training_steps=step, rewards={self.reward.name: 1.0}
+            self.hypernetwork.metadata, training_steps=step, rewards=self.rewards.weights
         )
         return self.hypernetwork
 
@@ -117,7 +117,7 @@ class Trainer:
         modulated = modulate(noise, delta)
         modulated.register_hook(self._clip_images)  # on the reward's gradient alone
         images = self._generate(modulated, conditioning)
-        reward = self.reward(images, [self.prompts[i] for i in chosen])
+        reward = self.rewards.score(images, [self.prompts[i] for i in chosen])
         terms = hypernoise_loss(delta, reward, self.config.penalty_weight)
         self._optimizer.zero_grad(set_to_none=True)
         terms.total.backward()

@@ -1,21 +1,22 @@
-"""Rewards: scorers of images against prompts, shared by nodes, training and evaluation."""
+"""Rewards: scorers of images against prompts, shared by nodes, training and evaluation.
 
+ensemble = load_rewards({"hps": 5.0, "imagereward": 1.0})
+scores = ensemble.score(images, prompts)  # (B,), higher is better, differentiable in images
+"""
+
+from .ensemble import Ensemble, load_rewards, paper_weights, parse_weights, score_in_batches
+from .registry import REWARDS, get_reward
 from .reward import Reward
-from .tiny_preference import TinyPreference
+from .weights import WeightStore
 
-REWARDS: tuple[type[Reward], ...] = (TinyPreference,)
-
-__all__ = ["REWARDS", "Reward", "TinyPreference", "get_reward"]
-
-
-def get_reward(name: str) -> type[Reward]:
-    """The reward class with this name.
-
-    Raises:
-        ValueError: there is none; the message lists the names there are.
-    """
-    for reward in REWARDS:
-        if reward.name == name:
-            return reward
-    known = ", ".join(sorted(reward.name for reward in REWARDS))
-    raise ValueError(f"unknown reward {name!r}, choose from {known}")
+__all__ = [
+    "REWARDS",
+    "Ensemble",
+    "Reward",
+    "WeightStore",
+    "get_reward",
+    "load_rewards",
+    "paper_weights",
+    "parse_weights",
+    "score_in_batches",
+]

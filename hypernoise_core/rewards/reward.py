@@ -1,40 +1,120 @@
 """What a reward is: a frozen, differentiable scorer of images against prompts."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+
+from .images import ImageBatch
+from .weights import WeightFile, WeightStore
+
+SMALLEST_SIDE = 16
+"""In pixels: below it a score is a statement about the resize, not about the image."""
 
 
 class Reward(nn.Module, ABC):
-    """A scorer that owns its weights and its preprocessing; higher is better."""
+    """A scorer that owns its weights and its preprocessing; higher is better.
+
+    To add one: a file with a subclass, and its line in `REWARDS`.
+    """
 
     name: ClassVar[str]
+    """How files, commands and nodes call it."""
+    title: ClassVar[str]
+    """How people call it."""
+    loss_offset: ClassVar[float] = 0.0
+    """The loss in training is this minus the mean score, as in the reference's code."""
+    paper_weight: ClassVar[float] = 0.0
+    """Weight in the paper's ensemble; 0: not part of it."""
+    files: ClassVar[tuple[WeightFile, ...]] = ()
+    """What has to be downloaded."""
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: str | Path | None = None) -> "Reward":
-        """Loads the weights; without a folder from where they are by default.
+    def load(cls, store: WeightStore) -> Reward:
+        """Builds it from the weights in the store, frozen, on the CPU.
 
         Raises:
-            FileNotFoundError: names the path that was expected.
+            FileNotFoundError: names the repository, the file and where it was looked for.
+            TensorFileError: a file is damaged or is not what was published.
             ImportError: names the missing package and the command that installs it.
         """
 
     @abstractmethod
-    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score_batch(self, batch: ImageBatch, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) in float32, differentiable in the batch's images; inputs are checked."""
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores images (B, 3, H, W) in [0, 1] against B prompts: (B,), differentiable in images.
 
         Raises:
-            ValueError: images and prompts do not fit each other.
+            ValueError: images and prompts do not fit each other, or an image cannot be scored.
         """
+        check_batch(images, prompts)
+        return self.score_batch(ImageBatch(images), prompts)
+
+    def loss(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The paper's loss, a scalar: loss_offset minus the mean score."""
+        return self.loss_offset - self.score(images, prompts).mean()
+
+    def complaints(self, prompts: Sequence[str]) -> list[str]:
+        """One sentence for each prompt that is longer than what the reward reads."""
+        return []
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them: less memory."""
+        for block in self.blocks():
+            checkpoint_block(block)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks that an image passes through."""
+        return ()
+
+
+def checkpoint_block(block: nn.Module) -> None:
+    """From now on the block's activations are recomputed in the backward pass."""
+    if hasattr(block, "_forward_without_checkpoint"):
+        return
+    forward = block._forward_without_checkpoint = block.forward
+
+    def recomputing(*args: object, **kwargs: object) -> object:
+        return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    block.forward = recomputing
 
 
 def check_batch(images: Tensor, prompts: Sequence[str]) -> None:
-    """Raises ValueError unless images are (B, 3, H, W) with B prompts, B at least 1."""
+    """Makes sure that images (B, 3, H, W) in [0, 1] can be scored against the prompts.
+
+    Raises:
+        ValueError: says what is wrong and with which image.
+    """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts is a list with one prompt for each image, got {prompts!r}")
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"a reward takes images (B, 3, H, W), B >= 1, not {tuple(images.shape)}")
     if len(images) != len(prompts):
         raise ValueError(f"got {len(prompts)} prompts for {len(images)} images; give one each")
+    height, width = images.shape[-2:]
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(
+            f"an image of {width} x {height} pixels is too small to be scored; each side takes at "
+            f"least {SMALLEST_SIDE}"
+        )
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images are floating-point numbers in [0, 1], not {images.dtype}: divide by 255"
+        )
+    with torch.no_grad():
+        low, high = torch.aminmax(images.flatten(1), dim=1)
+        bad = ~(torch.isfinite(low) & torch.isfinite(high) & (low > -0.01) & (high < 1.01))
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise ValueError(
+            f"image {first} has values from {low[first]:.3g} to {high[first]:.3g}; all have to be "
+            f"numbers in [0, 1]"
+        )

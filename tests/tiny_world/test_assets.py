@@ -9,7 +9,7 @@ from diffusers import SanaSprintPipeline
 
 import hypernoise
 from hypernoise.hypernoise_core.generate import generate
-from hypernoise.hypernoise_core.rewards import TinyPreference
+from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.training.demo import evaluation_captions
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.tiny_world.checker import score_images
@@ -68,8 +68,8 @@ def test_the_reward_prefers_the_true_caption_on_held_out_captions():
     images = draw([sample_scene(caption, rng) for caption in captions])
     true = [caption.text for caption in captions]
     false = true[1:] + true[:1]
-    reward = TinyPreference.load()
+    reward = load_rewards({"tiny-preference": 1.0})
     with torch.no_grad():
-        better = reward(images, true) > reward(images, false)
+        better = reward.score(images, true) > reward.score(images, false)
     different = torch.tensor([a != b for a, b in zip(true, false, strict=True)])
     assert better[different].float().mean() > 0.97

@@ -5,7 +5,7 @@ import torch
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
-from hypernoise.hypernoise_core.rewards import Reward, TinyPreference
+from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.loss import hypernoise_loss
 from hypernoise.training.pipelines import load_pipeline
@@ -16,7 +16,7 @@ PROMPTS = ["a red circle", "two blue squares", "a white triangle above a green s
 
 @pytest.fixture(scope="module")
 def parts():
-    return load_pipeline("tiny-sprint"), TinyPreference.load()
+    return load_pipeline("tiny-sprint"), load_rewards({"tiny-preference": 1.0})
 
 
 def make_trainer(parts, **settings) -> Trainer:
@@ -73,25 +73,12 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(parts):
     assert not torch.equal(runs[0], runs[2])
 
 
-class Redness(Reward):
-    """The paper's test reward: how red an image is."""
-
-    name = "redness"
-
-    @classmethod
-    def load(cls, folder=None):
-        return cls()
-
-    def forward(self, images, prompts):
-        return 10 * (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
-
-
 def test_training_raises_the_reward_on_noises_it_has_not_seen(parts):
-    pipeline, reward = parts[0], Redness()
+    pipeline, reward = parts[0], load_rewards({"redness": 10.0})
     trained = make_trainer((pipeline, reward), steps=30, batch_size=12).run()
     prompts, seeds = PROMPTS * 8, range(700, 700 + 8 * len(PROMPTS))
     base, ours = (
-        reward(generate(pipeline, prompts, f, seeds=seeds, batch_size=24).images, prompts)
+        reward.score(generate(pipeline, prompts, f, seeds=seeds, batch_size=24).images, prompts)
         for f in (None, trained)
     )
     assert (ours > base).float().mean() > 0.8

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...hypernoise_core.generate import generate
 from ...hypernoise_core.hypernetwork import NoiseHypernetwork
-from ...hypernoise_core.rewards import Reward
+from ...hypernoise_core.rewards import Ensemble, score_in_batches
 
 _CANDIDATE_STRIDE = 1_000_003  # between the seeds of one image's candidates
 
@@ -32,7 +32,7 @@ class Task:
     """
 
     pipeline: Any
-    reward: Reward
+    rewards: Ensemble
     prompts: Sequence[str]
     conditioning: dict[str, Tensor]
     seeds: Sequence[int]
@@ -52,16 +52,10 @@ class Task:
             batch_size=self.batch_size,
         ).images
 
-    @torch.no_grad()
     def score(self, images: Tensor) -> Tensor:
         """Rewards (N,)."""
-        step = self.batch_size
-        return torch.cat(
-            [
-                self.reward(images[i : i + step], self.prompts[i : i + step])
-                for i in range(0, len(images), step)
-            ]
-        )
+        scores = score_in_batches(self.rewards, images, self.prompts, batch_size=self.batch_size)
+        return self.rewards.total(scores)
 
 
 def base(task: Task) -> MethodResult:

@@ -1,0 +1,226 @@
+"""CLIP networks, in transformers and in OpenCLIP, as rewards use them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..tensor_file import TensorFileError, open_safetensors
+from .images import ImageBatch, Preprocess
+from .reward import Reward
+from .weights import WeightFile, WeightStore
+
+_REMEMBERED_PROMPTS = 16384  # of some kilobytes each
+
+
+class Tokenizer(Protocol):
+    """Texts to tokens."""
+
+    length: int
+    """Tokens that the network reads of a text."""
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L) token numbers, cut off at `length`."""
+
+    def count(self, prompt: str) -> int:
+        """Tokens of the whole text."""
+
+
+class ClipTokenizer:
+    """The tokenizer of OpenAI's and OpenCLIP's CLIPs; its vocabulary lies in open_clip_torch."""
+
+    length = 77
+
+    def __init__(self) -> None:
+        self._tokenizer = open_clip().tokenizer.SimpleTokenizer(context_length=self.length)
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        return self._tokenizer(list(prompts))
+
+    def count(self, prompt: str) -> int:
+        return len(self._tokenizer.encode(prompt)) + 2  # start and end
+
+
+class ClipEncoder(nn.Module, ABC):
+    """A frozen CLIP: unit features of images and texts, in float32."""
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self._text_features: OrderedDict[str, Tensor] = OrderedDict()  # on the CPU
+
+    @property
+    def scale(self) -> Tensor:
+        """What the cosine is multiplied by, a scalar."""
+        return self.model.logit_scale.float().exp()
+
+    @abstractmethod
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(B, 3, size, size) -> (B, D)."""
+
+    @abstractmethod
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(B, L) -> (B, D)."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks of the image encoder."""
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Preprocessed images (B, 3, size, size) -> unit vectors (B, D), differentiable."""
+        dtype = self.model.logit_scale.dtype
+        return F.normalize(self.encode_image(pixels.to(dtype)).float(), dim=-1)
+
+    def text_features(self, prompts: Sequence[str]) -> Tensor:
+        """Unit vectors (B, D) on the network's device, remembered for each prompt."""
+        known = self._text_features
+        new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in known))
+        # Nodes run in inference mode, whose tensors could not take part in a gradient later.
+        with torch.inference_mode(False), torch.no_grad():
+            if new:
+                tokens = self.tokenizer(new).to(self.model.logit_scale.device)
+                features = F.normalize(self.encode_text(tokens).float(), dim=-1)
+                known.update(zip(new, features.cpu(), strict=True))
+            for prompt in prompts:
+                known.move_to_end(prompt)
+            chosen = torch.stack([known[prompt] for prompt in prompts])
+            while len(known) > _REMEMBERED_PROMPTS:
+                known.popitem(last=False)
+            return chosen.to(self.model.logit_scale.device)
+
+
+class TransformersClip(ClipEncoder):
+    """A CLIPModel of transformers."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        return self.model.visual_projection(pooled)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        # No attention mask: a text's features are those of its end, which sees no padding.
+        pooled = self.model.text_model(input_ids=tokens).pooler_output
+        return self.model.text_projection(pooled)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.model.vision_model.encoder.layers
+
+
+class OpenClip(ClipEncoder):
+    """A CLIP of OpenCLIP."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.model.encode_text(tokens)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.model.visual.transformer.resblocks
+
+
+class CosineReward(Reward):
+    """The cosine of image and prompt in a CLIP, times the CLIP's scale or as it is."""
+
+    scaled = True
+
+    def __init__(self, encoder: ClipEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def score_batch(self, batch: ImageBatch, prompts: Sequence[str]) -> Tensor:
+        image_features = batch.features(self.encoder)
+        cosine = (image_features * self.encoder.text_features(prompts)).sum(-1)
+        return self.encoder.scale * cosine if self.scaled else cosine
+
+    def complaints(self, prompts: Sequence[str]) -> list[str]:
+        return complaints(self.title, self.encoder.tokenizer, prompts)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.encoder.blocks()
+
+
+def complaints(title: str, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str]:
+    """One sentence for each prompt that the tokenizer cuts off."""
+    found = []
+    for prompt in dict.fromkeys(prompts):
+        if (count := tokenizer.count(prompt)) > tokenizer.length:
+            found.append(
+                f"{title} reads {tokenizer.length} tokens and leaves out the end of the prompt "
+                f"'{prompt[:40]}...', which has {count}."
+            )
+    return found
+
+
+def clip_files(repository: str) -> tuple[WeightFile, ...]:
+    """What transformers' CLIPModel needs of a repository."""
+    return (WeightFile(repository, "config.json"), WeightFile(repository, "model.safetensors"))
+
+
+def load_clip(store: WeightStore, files: tuple[WeightFile, ...]) -> ClipEncoder:
+    """The CLIP whose files `clip_files` names; rewards that ask for the same one share it."""
+    return store.once(files, lambda: _load_clip(store, files))
+
+
+def _load_clip(store: WeightStore, files: tuple[WeightFile, ...]) -> ClipEncoder:
+    config, weights = (store.find(file) for file in files)
+    if config.parent != weights.parent:
+        raise FileNotFoundError(f"{config} and {weights} have to lie in one folder")
+    model = read_clip_model(weights.parent, store.dtype)
+    size = model.config.vision_config.image_size
+    return TransformersClip(model, ClipTokenizer(), Preprocess(size))
+
+
+def read_clip_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """transformers' CLIPModel in a folder; all of its weights must be there and fit.
+
+    Raises:
+        TensorFileError: names the file and the weights.
+        ImportError: transformers is missing.
+    """
+    try:
+        from transformers import CLIPModel
+    except ImportError as error:
+        raise ImportError("this reward needs transformers: pip install transformers") from error
+    path = folder / "model.safetensors"
+    with open_safetensors(path):
+        pass  # transformers' own message about a damaged file does not name it
+    try:
+        model, report = CLIPModel.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        raise TensorFileError(f"{folder} holds no CLIP for transformers: {error}") from error
+    problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    problems += [
+        f"{name} is {tuple(found)} instead of {tuple(expected)}"
+        for name, found, expected in report["mismatched_keys"]
+    ]
+    if problems:
+        raise TensorFileError(f"{path} does not fit a CLIPModel: {'; '.join(problems[:4])}")
+    return model
+
+
+def open_clip() -> Any:
+    """The package of that name.
+
+    Raises:
+        ImportError: names the command that installs it.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ImportError("this reward needs open_clip: pip install open_clip_torch") from error
+    return open_clip

@@ -1,0 +1,20 @@
+"""CLIPScore on OpenCLIP's ViT-H-14, trained on LAION-2B."""
+
+from __future__ import annotations
+
+from .clip import CosineReward, clip_files, load_clip
+from .weights import WeightStore
+
+
+class ClipScore(CosineReward):
+    """CLIP's logit: 100 x cosine, around 30 where image and prompt agree."""
+
+    name = "clip"
+    title = "CLIPScore"
+    loss_offset = 100.0
+    paper_weight = 0.01
+    files = clip_files("laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+
+    @classmethod
+    def load(cls, store: WeightStore) -> ClipScore:
+        return cls(load_clip(store, cls.files))

@@ -1,0 +1,20 @@
+"""PickScore: CLIP ViT-H-14 tuned on the choices of Pick-a-Pic's users (arXiv 2305.01569)."""
+
+from __future__ import annotations
+
+from .clip import CosineReward, clip_files, load_clip
+from .weights import WeightStore
+
+
+class PickScore(CosineReward):
+    """PickScore's logit, around 20 to 23."""
+
+    name = "pickscore"
+    title = "PickScore"
+    loss_offset = 30.0
+    paper_weight = 0.05
+    files = clip_files("yuvalkirstain/PickScore_v1")
+
+    @classmethod
+    def load(cls, store: WeightStore) -> PickScore:
+        return cls(load_clip(store, cls.files))

@@ -1,0 +1,148 @@
+"""Where the weights of rewards lie: a folder of the user's, else the Hugging Face cache.
+
+Nothing is downloaded unless `download` is called. A file is compared with the SHA-256 that was
+published for it: the one written beside it here, else the one that the hub told at the download,
+which the cache keeps as the name of the file's blob, and a local folder in `.cache/huggingface`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..tensor_file import TensorFileError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of a repository on the Hugging Face hub."""
+
+    repository: str
+    name: str
+    """Path inside the repository."""
+    size: int | None = None
+    """In bytes, where it is known."""
+    sha256: str | None = None
+    """Where it is known; else what the hub said at the download counts."""
+
+    def inside(self, folder: Path) -> Path:
+        """Where a folder of weights holds it: FOLDER/REPOSITORY'S NAME/FILE."""
+        return folder / self.repository.split("/")[-1] / self.name
+
+
+class WeightStore:
+    """Finds, checks and shares the weights of rewards that are loaded together.
+
+    Args:
+        folder: looked through before the Hugging Face cache; it holds a folder for each
+            repository, of the repository's name.
+        dtype: of the large networks; small heads stay in float32.
+    """
+
+    def __init__(
+        self, folder: str | Path | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.dtype = dtype
+        self._loaded: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, load: Callable[[], _T]) -> _T:
+        """What `load` gives, loaded once for this key: rewards on the same weights share them."""
+        if key not in self._loaded:
+            self._loaded[key] = load()
+        return self._loaded[key]
+
+    def find(self, file: WeightFile) -> Path:
+        """The file on this machine, checked.
+
+        Raises:
+            FileNotFoundError: names what was looked for and where.
+            TensorFileError: the file is not the one that was published.
+        """
+        path = self._look_for(file)
+        if path is None:
+            places = [str(file.inside(self.folder))] if self.folder else []
+            places.append(f"the Hugging Face cache ({_hub().constants.HF_HUB_CACHE})")
+            raise FileNotFoundError(
+                f"{file.name} of {file.repository} is missing; looked for at "
+                f"{' and in '.join(places)}"
+            )
+        check(path, file)
+        return path
+
+    def download(self, file: WeightFile) -> Path:
+        """Gets a file from the hub, into the folder if there is one, else into the cache.
+
+        Raises:
+            OSError: the hub cannot be reached or does not have it.
+            TensorFileError: what arrived is not what was published.
+        """
+        target = file.inside(self.folder).parent if self.folder else None
+        path = _hub().hf_hub_download(file.repository, file.name, local_dir=target)
+        check(Path(path), file)
+        return Path(path)
+
+    def _look_for(self, file: WeightFile) -> Path | None:
+        if self.folder is not None and (path := file.inside(self.folder)).is_file():
+            return path
+        found = _hub().try_to_load_from_cache(file.repository, file.name)
+        return Path(found) if isinstance(found, str) else None
+
+
+def check(path: Path, file: WeightFile) -> None:
+    """Compares a file with what was published of it, as far as that is known.
+
+    Raises:
+        TensorFileError: it differs.
+    """
+    remedy = f"delete it and run `hypernoise download rewards` to get {file.repository}'s again"
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        raise TensorFileError(f"{path} has {size} bytes instead of {file.size}; {remedy}")
+    expected = file.sha256 or _published_sha256(path, file)
+    if expected and (found := _sha256(path)) != expected:
+        raise TensorFileError(
+            f"{path} is damaged or another file: its SHA-256 is {found}, published is {expected}; "
+            f"{remedy}"
+        )
+
+
+def _published_sha256(path: Path, file: WeightFile) -> str | None:
+    """The SHA-256 that the hub told when the file was downloaded; it does so for large files."""
+    blob = path.resolve().name
+    if _SHA256.fullmatch(blob):
+        return blob
+    top = path.parents[len(Path(file.name).parts) - 1]
+    record = top / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
+    if record.is_file():  # commit, ETag and time, a line each
+        etag = record.read_text(encoding="utf-8").splitlines()[1:2]
+        if etag and _SHA256.fullmatch(etag[0]):
+            return etag[0]
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(
+            "weights of rewards need huggingface_hub: pip install huggingface_hub"
+        ) from error
+    return huggingface_hub

@@ -1,0 +1,82 @@
+"""Rewards by name and weight, and scores of more images than fit at once."""
+
+import pytest
+import torch
+
+from hypernoise.hypernoise_core.rewards import (
+    load_rewards,
+    paper_weights,
+    parse_weights,
+    score_in_batches,
+)
+
+PAPER = {"hps": 5.0, "imagereward": 1.0, "clip": 0.01, "pickscore": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("hps", {"hps": 1.0}),
+        ("hps=5, clip=0.01", {"hps": 5.0, "clip": 0.01}),
+        ("redness=-2", {"redness": -2.0}),
+        ("paper", PAPER),
+    ],
+)
+def test_weights_are_read(text, weights):
+    assert parse_weights(text) == weights
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no reward in"),
+        ("niceness=1", "choose from"),
+        ("hps=much", "weight of hps is no number"),
+        ("hps=1,hps=2", "hps is named twice"),
+    ],
+)
+def test_weights_that_cannot_be_read_are_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_weights(text)
+
+
+def test_the_paper_s_weights():
+    assert paper_weights() == PAPER
+
+
+@pytest.fixture(scope="module")
+def rewards():
+    return load_rewards({"tiny-preference": 1.0, "redness": 3.0})
+
+
+def test_scores_in_batches_are_those_of_the_whole(rewards):
+    images, prompts = torch.rand(7, 3, 64, 64), [f"{n} circles" for n in range(7)]
+    found = score_in_batches(rewards, images, prompts, batch_size=3)
+    whole = rewards.scores(images, prompts)
+    for name in ("tiny-preference", "redness"):
+        torch.testing.assert_close(found[name], whole[name])
+    assert not found["redness"].requires_grad
+
+
+class ShortOfMemory:
+    """Rewards on a device that holds two images."""
+
+    device = torch.device("cpu")
+    weights = {"redness": 1.0}
+
+    def __init__(self, rewards) -> None:
+        self.rewards, self.tried = rewards, []
+
+    def scores(self, images, prompts):
+        self.tried.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.rewards.scores(images, prompts)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_split(rewards):
+    images, prompts = torch.rand(5, 3, 64, 64), ["a circle"] * 5
+    short = ShortOfMemory(rewards)
+    found = score_in_batches(short, images, prompts, batch_size=8)
+    torch.testing.assert_close(found["redness"], rewards.scores(images, prompts)["redness"])
+    assert short.tried == [5, 4, 2, 2, 1]
