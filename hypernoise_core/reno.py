@@ -1,0 +1,123 @@
+"""ReNO (arXiv 2406.04312): gradient ascent on a reward, over the initial noise of each image.
+
+What a noise hypernetwork learns once, this does anew for every image. It starts from any noise, the
+hypernetwork's own among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenoConfig:
+    """Settings of the search; the defaults are the paper's.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    iterations: int = 50
+    """Steps of gradient ascent; each costs a forward and a backward pass."""
+    learning_rate: float = 5.0
+    """Of stochastic gradient descent with Nesterov momentum 0.9."""
+    max_grad_norm: float = 0.1
+    """Each image's gradient is clipped to this L2 norm."""
+    penalty_weight: float = 0.01
+    """Weight of the penalty on noise whose norm is unlikely under N(0, 1)."""
+    patience: int = 0
+    """Stop after this many iterations in which no image's score has risen; 0: never."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("penalty_weight", "patience"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RenoResult:
+    """The best that was found for each image, not the last."""
+
+    noise: Tensor
+    """(B, C, H, W) float32."""
+    images: Tensor
+    """(B, 3, height, width) in [0, 1], made from that noise."""
+    scores: Tensor
+    """(B,), of these images."""
+    history: Tensor
+    """Scores at each iteration and after the last, (iterations + 1, B)."""
+
+
+def optimise_noise(
+    noise: Tensor,
+    generate: Callable[[Tensor], Tensor],
+    score: Callable[[Tensor], Tensor],
+    config: RenoConfig,
+    on_step: Callable[[int, Tensor, Tensor], None] = lambda step, images, scores: None,
+) -> RenoResult:
+    """Searches the noise from which the generator's image scores highest; images do not mix.
+
+    Args:
+        noise: where the search starts, (B, C, H, W).
+        generate: (B, C, H, W) -> images (B, 3, height, width) in [0, 1], differentiable.
+        score: images -> scores (B,), differentiable.
+        on_step: called with the number of iterations done so far, the images and their scores; what
+            it raises ends the search.
+
+    Raises:
+        ValueError: a score is not a number.
+    """
+    x = noise.detach().float().clone().requires_grad_(True)
+    optimizer = torch.optim.SGD([x], config.learning_rate, momentum=MOMENTUM, nesterov=True)
+    best: tuple[Tensor, Tensor, Tensor] | None = None  # noise, images, scores
+    history: list[Tensor] = []
+    stale = 0
+    for step in range(config.iterations + 1):
+        last = step == config.iterations
+        with torch.set_grad_enabled(not last):
+            images = generate(x)
+            scores = score(images)
+        if not torch.isfinite(scores).all():
+            raise ValueError(
+                f"the reward gave {scores.tolist()} after {step} iterations: a smaller "
+                f"learning_rate or float32 in place of float16 helps"
+            )
+        history.append(scores.detach())
+        found = (x.detach().clone(), images.detach(), scores.detach())
+        rose = scores.detach() > best[2] if best else torch.ones_like(scores, dtype=torch.bool)
+        best = tuple(_choose(rose, *pair) for pair in zip(found, best or found, strict=True))
+        on_step(step, best[1], best[2])
+        stale = 0 if rose.any() else stale + 1
+        if last or (config.patience and stale >= config.patience):
+            break
+        loss = config.penalty_weight * norm_penalty(x).sum() - scores.sum()
+        (gradient,) = torch.autograd.grad(loss, x)
+        norms = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
+        factors = (config.max_grad_norm / norms).clamp(max=1)
+        x.grad = gradient * factors.view(-1, 1, 1, 1)
+        optimizer.step()
+    return RenoResult(*best, torch.stack(history))
+
+
+def norm_penalty(noise: Tensor) -> Tensor:
+    """Negative log-density of the norm of each image's noise under N(0, 1), up to a constant: (B,).
+
+    1/2 |z|^2 - (d - 1) log |z| (arXiv 2406.04312, equation 4), in float32 whatever the noise's
+    dtype, since |z|^2 is beyond float16 for latents of common sizes.
+    """
+    norm = noise.float().flatten(1).norm(dim=1)
+    return 0.5 * norm**2 - (noise[0].numel() - 1) * norm.log()
+
+
+def _choose(new: Tensor, found: Tensor, best: Tensor) -> Tensor:
+    """`found` for the images where `new` (B,) is true, else `best`."""
+    return torch.where(new.view(-1, *(1,) * (found.ndim - 1)), found, best)

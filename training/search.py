@@ -1,0 +1,126 @@
+"""`hypernoise reno`: searches better noise image by image, what a hypernetwork does in one pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as serialise
+from torch import Tensor
+from tqdm import tqdm
+
+from ..hypernoise_core.atomic_file import write_atomically
+from ..hypernoise_core.families import Conditioning, family_of_pipeline
+from ..hypernoise_core.generate import encode_prompts
+from ..hypernoise_core.hypernetwork import (
+    NoiseHypernetwork,
+    modulate,
+    predict_delta,
+    sample_noise,
+)
+from ..hypernoise_core.reno import RenoConfig, RenoResult, optimise_noise
+from ..hypernoise_core.rewards import Ensemble
+from .evaluation.figures import side_by_side
+from .evaluation.report import write_json
+from .inference import write_png
+
+
+def write_search(
+    prompts: list[str],
+    pipeline: Any,
+    rewards: Ensemble,
+    config: RenoConfig,
+    *,
+    hypernetwork: NoiseHypernetwork | None,
+    seed: int,
+    size: tuple[int, int] | None,
+    batch_size: int,
+    out: Path,
+) -> Path:
+    """Writes `NNN_start.png`, `NNN_reno.png`, the grid of both, `noise.safetensors`, `reno.json`.
+
+    Args:
+        hypernetwork: the search starts from its noise; None: from plain noise.
+        seed: of the first image; the next ones count up.
+        size: height and width in pixels; None: the generator's own.
+
+    Returns:
+        The grid.
+
+    Raises:
+        ValueError: the generator makes no image of that size.
+    """
+    family = family_of_pipeline(pipeline)
+    height, width = size or (family.default_size(pipeline),) * 2
+    shape = family.latent_shape(pipeline, height, width)
+    conditioning = encode_prompts(pipeline, prompts, batch_size=batch_size)
+    seeds = range(seed, seed + len(prompts))
+    starts, results = [], []
+    for first in range(0, len(prompts), batch_size):
+        rows = slice(first, first + batch_size)
+        c = {name: t[rows].to(pipeline._execution_device) for name, t in conditioning.items()}
+        noise = sample_noise(shape, seeds[rows], device=pipeline._execution_device)
+        if hypernetwork is not None:
+            with torch.no_grad():
+                noise = modulate(
+                    noise, predict_delta(hypernetwork, family.network(pipeline), noise, c)
+                )
+        start, result = _search(pipeline, rewards, config, prompts[rows], noise, c)
+        starts.append(start)
+        results.append(result)
+    return _write(out, prompts, list(seeds), torch.cat(starts), results, rewards)
+
+
+def _search(
+    pipeline: Any,
+    rewards: Ensemble,
+    config: RenoConfig,
+    prompts: list[str],
+    noise: Tensor,
+    conditioning: Conditioning,
+) -> tuple[Tensor, RenoResult]:
+    """The images of the noise itself, (B, 3, H, W), and what was found from there."""
+    family = family_of_pipeline(pipeline)
+    first: list[Tensor] = []
+
+    def generate(x: Tensor) -> Tensor:
+        return family.decode(pipeline, family.denoise(pipeline, x, conditioning, 1))
+
+    with tqdm(total=config.iterations, desc="searching", unit="iteration") as bar:
+
+        def on_step(step: int, images: Tensor, scores: Tensor) -> None:
+            first.append(images) if step == 0 else bar.update()
+            bar.set_postfix_str(f"reward {scores.mean():.3f}")
+
+        def score(images: Tensor) -> Tensor:
+            return rewards.score(images, prompts)
+
+        result = optimise_noise(noise, generate, score, config, on_step)
+    return first[0].cpu(), result
+
+
+def _write(
+    out: Path,
+    prompts: list[str],
+    seeds: list[int],
+    starts: Tensor,
+    results: list[RenoResult],
+    rewards: Ensemble,
+) -> Path:
+    images = torch.cat([result.images for result in results]).cpu()
+    out.mkdir(parents=True, exist_ok=True)
+    for i, (start, image) in enumerate(zip(starts, images, strict=True)):
+        write_png(out / f"{i:03d}_start.png", start)
+        write_png(out / f"{i:03d}_reno.png", image)
+    side_by_side(out / "grid.png", prompts, {"start": starts, "reno": images})
+    noise = torch.cat([result.noise for result in results]).cpu()
+    write_atomically(out / "noise.safetensors", serialise({"noise": noise.contiguous()}))
+    histories = [row for result in results for row in result.history.T.tolist()]
+    scores = torch.cat([result.scores for result in results]).tolist()
+    entries = [
+        {"prompt": prompt, "seed": seed, "start": history[0], "reno": score, "history": history}
+        for prompt, seed, history, score in zip(prompts, seeds, histories, scores, strict=True)
+    ]
+    write_json(out / "reno.json", {"rewards": rewards.weights, "images": entries})
+    return out / "grid.png"
