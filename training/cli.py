@@ -1,8 +1,9 @@
-"""The command line: `hypernoise demo`, `hypernoise generate`, `hypernoise info`."""
+"""The command line: `hypernoise COMMAND`, a function for each command."""
 
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 
 def demo(
@@ -85,6 +86,130 @@ def generate(
     print(grid.resolve())
 
 
+def reno(
+    prompts: tuple[str, ...] = (),
+    prompts_file: Path | None = None,
+    model: str = "tiny-sprint",
+    rewards: str | None = None,
+    rewards_folder: Path | None = None,
+    adapter: Path | None = None,
+    iterations: int = 50,
+    learning_rate: float = 5.0,
+    max_grad_norm: float = 0.1,
+    penalty_weight: float = 0.01,
+    patience: int = 0,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int = 4,
+    out: Path = Path("out/reno"),
+) -> None:
+    """Search the noise that a reward likes best for each prompt (ReNO), by gradient ascent.
+
+    Args:
+        prompts: One or more prompts.
+        prompts_file: A text file with one prompt a line, instead of or beside --prompts.
+        model: tiny-sprint, a diffusers folder, or a repository in the Hugging Face cache.
+        rewards: What is climbed: names with weights, such as hps=5,clip=0.01, or paper. Default:
+            tiny-preference for tiny-sprint, else paper.
+        rewards_folder: Folder of downloaded rewards; default: the Hugging Face cache.
+        adapter: A hypernetwork: the search starts from its noise instead of plain noise.
+        iterations: Steps of gradient ascent.
+        learning_rate: Of the ascent.
+        max_grad_norm: Each image's gradient is clipped to this L2 norm.
+        penalty_weight: Weight of the penalty on noise of an unlikely norm.
+        patience: Stop after this many iterations without a better image; 0: never.
+        seed: Seed of the first image; the next ones count up.
+        height: In pixels; default: the model's own.
+        width: In pixels; default: the model's own.
+        batch_size: Images searched for at a time.
+        out: Folder for images, noise and scores; files of the same name are replaced.
+    """
+    from ..hypernoise_core.adapter import load_adapter
+    from ..hypernoise_core.reno import RenoConfig
+    from ..hypernoise_core.rewards import load_rewards, parse_weights
+    from .inference import read_prompts
+    from .pipelines import load_pipeline
+    from .search import write_search
+
+    config = RenoConfig(
+        iterations=iterations,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+        penalty_weight=penalty_weight,
+        patience=patience,
+    )
+    if (height is None) != (width is None):
+        raise ValueError("give both --height and --width, or none of them")
+    default = "tiny-preference" if model == "tiny-sprint" else "paper"
+    grid = write_search(
+        read_prompts(prompts, prompts_file),
+        load_pipeline(model),
+        load_rewards(parse_weights(rewards or default), rewards_folder),
+        config,
+        hypernetwork=None if adapter is None else load_adapter(adapter),
+        seed=seed,
+        size=None if height is None else (height, width),
+        batch_size=batch_size,
+        out=out,
+    )
+    print(grid.resolve())
+
+
+def score(
+    images: Path,
+    prompts: Path | None = None,
+    rewards: str = "paper",
+    csv: Path = Path("out/scores.csv"),
+    rewards_folder: Path | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 16,
+) -> None:
+    """Score a folder of images with rewards, into a table. Started again, it goes on where it was.
+
+    `accelerate launch -m hypernoise.training.cli score ...` does it on several GPUs or processes.
+
+    Args:
+        images: Folder of images, searched with its subfolders.
+        prompts: A .csv with the columns image and prompt, or a text file with one prompt for all
+            images, or one a line in their alphabetical order.
+        rewards: Names with weights, such as hps=5,imagereward, or paper.
+        csv: The table: a line an image, a column a reward, and their weighted sum.
+        rewards_folder: Folder of downloaded rewards; default: the Hugging Face cache.
+        precision: Of the rewards' large networks.
+        batch_size: Images scored at a time.
+    """
+    import torch
+    from accelerate import PartialState
+
+    from ..hypernoise_core.rewards import load_rewards, parse_weights
+    from .scoring import score_folder
+
+    if prompts is None:
+        raise ValueError("which prompts? Give --prompts FILE")
+    ensemble = load_rewards(parse_weights(rewards), rewards_folder, getattr(torch, precision))
+    problems = score_folder(images, prompts, ensemble.to(PartialState().device), csv, batch_size)
+    print(csv.resolve())
+    if problems:
+        raise ValueError(f"{len(problems)} images are not in the table:\n" + "\n".join(problems))
+
+
+def download(what: Literal["rewards"], *names: str, folder: Path | None = None) -> None:
+    """Get the weights of rewards from the Hugging Face hub, once, and check them.
+
+    Args:
+        what: What to get.
+        names: Which ones; default: the paper's four, some 13 GB.
+        folder: Where to put them; default: the Hugging Face cache.
+    """
+    from ..hypernoise_core.rewards import WeightStore, get_reward, paper_weights
+
+    store = WeightStore(folder)
+    chosen = [get_reward(name) for name in names or paper_weights()]
+    for file in dict.fromkeys(file for cls in chosen for file in cls.files):
+        print(store.download(file))
+
+
 def info(adapter: Path) -> None:
     """Print what an adapter file says about itself.
 
@@ -108,10 +233,21 @@ def main() -> None:
     except ImportError as error:
         print('hypernoise: tyro is missing: pip install "hypernoise[train]"', file=sys.stderr)
         raise SystemExit(2) from error
-    commands = {"demo": demo, "generate": generate, "info": info}
+    commands = {
+        "demo": demo,
+        "generate": generate,
+        "reno": reno,
+        "score": score,
+        "download": download,
+        "info": info,
+    }
     config = (tyro.conf.PositionalRequiredArgs,)
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="hypernoise", config=config)
     except (ValueError, OSError, ImportError) as error:
         print(f"hypernoise: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+if __name__ == "__main__":  # `accelerate launch -m hypernoise.training.cli`
+    main()
