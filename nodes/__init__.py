@@ -9,6 +9,8 @@ from comfy_api.latest import ComfyExtension, io
 from . import model_folders
 from .hypernetwork import ApplyHypernetwork, LoadHypernetwork
 from .noise import ModulateNoise, NoiseToLatent, PreviewDelta
+from .reno import ReNO
+from .rewards import BestOfN, CompareImages, LoadReward, ScoreImages, Seeds
 from .sana_sprint.loader import EmptySanaLatent, LoadSanaSprint
 from .sana_sprint.sigmas import SanaSprintSigmas
 
@@ -21,6 +23,12 @@ NODES: list[type[io.ComfyNode]] = [
     ModulateNoise,
     NoiseToLatent,
     PreviewDelta,
+    LoadReward,
+    ScoreImages,
+    BestOfN,
+    CompareImages,
+    Seeds,
+    ReNO,
 ]
 
 # At import, so that the folders are known before ComfyUI asks any node for its widgets.

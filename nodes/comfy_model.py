@@ -49,6 +49,22 @@ class WholeModelPatcher(ModelPatcher):
         return 0  # nothing freed; ComfyUI then unloads the model completely
 
 
+def manage(module: torch.nn.Module) -> WholeModelPatcher:
+    """Hand a frozen module to ComfyUI's memory management; it is `.model.module` of the result."""
+    holder = _Holder(module.requires_grad_(False).eval())
+    device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    return WholeModelPatcher(holder, device, offload_device)
+
+
+class _Holder(torch.nn.Module):
+    """Takes the attributes that ModelPatcher writes on its model, `device` among them."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
 @dataclass(frozen=True)
 class Hypernoise:
     """The value of the type HYPERNOISE: a hypernetwork that ComfyUI's memory management moves."""
@@ -60,23 +76,12 @@ class Hypernoise:
     @classmethod
     def of(cls, hypernetwork: NoiseHypernetwork, name: str) -> "Hypernoise":
         """Wrap a loaded hypernetwork; `name` is what messages call it."""
-        holder = _Holder(hypernetwork.requires_grad_(False).eval())
-        device = comfy.model_management.get_torch_device()
-        offload_device = comfy.model_management.unet_offload_device()
-        return cls(name, WholeModelPatcher(holder, device, offload_device))
+        return cls(name, manage(hypernetwork))
 
     @property
     def hypernetwork(self) -> NoiseHypernetwork:
         """The core's module, on the device where ComfyUI has put it."""
-        return self.patcher.model.hypernetwork
-
-
-class _Holder(torch.nn.Module):
-    """Takes the attributes that ModelPatcher writes on its model, `device` among them."""
-
-    def __init__(self, hypernetwork: NoiseHypernetwork) -> None:
-        super().__init__()
-        self.hypernetwork = hypernetwork
+        return self.patcher.model.module
 
 
 @dataclass(frozen=True)
@@ -164,15 +169,15 @@ class SamplingRun:
         """Whether no image is mixed into the noise."""
         return self.start >= self.full or math.isclose(self.start, self.full, rel_tol=1e-5)
 
-    def prompt(self, part: Part) -> list[dict]:
-        """The conditioning that the hypernetwork reads, without ControlNet and GLIGEN."""
-        if part.noise_prompt is None:
+    def prompt(self, noise_prompt: list | None = None) -> list[dict]:
+        """The sampler's positive conditioning, or this one, without ControlNet and GLIGEN."""
+        if noise_prompt is None:
             conds = self.guider.conds.get("positive") or []
         else:
             conds = comfy.samplers.process_conds(
                 self.model,
                 self.noise,
-                {"noise_prompt": comfy.sampler_helpers.convert_cond(part.noise_prompt)},
+                {"noise_prompt": comfy.sampler_helpers.convert_cond(noise_prompt)},
                 self.noise.device,
                 self.latent_image,
                 self.denoise_mask,
@@ -219,7 +224,7 @@ class NoiseModulation:
             return None  # ComfyUI's training nodes pass through here with made-up sigmas
         active = []
         for part in self.parts:
-            prompt = run.prompt(part)
+            prompt = run.prompt(part.noise_prompt)
             if reason := _reason_to_leave(run, part, prompt):
                 self._say_once(f"{part.hypernoise.name} is not used: {reason}")
             else:

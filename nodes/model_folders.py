@@ -1,6 +1,7 @@
-"""Where hypernetworks and SANA-Sprint folders lie on disk, and their names in the widgets.
+"""Where hypernetworks, rewards and SANA-Sprint folders lie, and their names in the widgets.
 
 - `models/hypernoise/`: .safetensors and .bin files, and peft folders (shown by the folder's name).
+- `models/hypernoise_rewards/`: weights of rewards, a folder for each repository.
 - `models/sana_sprint/` and ComfyUI's own `models/diffusers/`: folders of SanaSprintPipeline.
 - `assets/` of this extension: the embedded generator and hypernetwork, always offered.
 """
@@ -12,14 +13,19 @@ from pathlib import Path
 import folder_paths
 
 HYPERNOISE = "hypernoise"
+REWARDS = "hypernoise_rewards"
 SANA_SPRINT = "sana_sprint"
 EMBEDDED = " (embedded)"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 def register() -> None:
-    """Add our two folders to ComfyUI's list, keeping paths from extra_model_paths.yaml."""
-    for name, extensions in ((HYPERNOISE, {".safetensors", ".bin"}), (SANA_SPRINT, set())):
+    """Add our folders to ComfyUI's list, keeping paths from extra_model_paths.yaml."""
+    for name, extensions in (
+        (HYPERNOISE, {".safetensors", ".bin"}),
+        (SANA_SPRINT, set()),
+        (REWARDS, set()),
+    ):
         folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
         folder_paths.folder_names_and_paths[name][1].update(extensions)
 
@@ -37,6 +43,11 @@ def hypernetworks() -> dict[str, Path]:
     for path in sorted(ASSETS.glob("*hypernoise*.safetensors")):
         found[path.stem + EMBEDDED] = path
     return found
+
+
+def rewards_folder() -> Path:
+    """Where the weights of rewards lie."""
+    return Path(folder_paths.get_folder_paths(REWARDS)[0])
 
 
 def sana_sprint_folders() -> dict[str, Path]:

@@ -207,7 +207,7 @@ def download(what: Literal["rewards"], *names: str, folder: Path | None = None) 
     store = WeightStore(folder)
     chosen = [get_reward(name) for name in names or paper_weights()]
     for file in dict.fromkeys(file for cls in chosen for file in cls.files):
-        print(store.download(file))
+        print(store.fetch(file))
 
 
 def info(adapter: Path) -> None:

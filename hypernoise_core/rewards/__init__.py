@@ -4,6 +4,7 @@ ensemble = load_rewards({"hps": 5.0, "imagereward": 1.0})
 scores = ensemble.score(images, prompts)  # (B,), higher is better, differentiable in images
 """
 
+from .comparison import Comparison, compare
 from .ensemble import Ensemble, load_rewards, paper_weights, parse_weights, score_in_batches
 from .registry import REWARDS, get_reward
 from .reward import Reward
@@ -11,9 +12,11 @@ from .weights import WeightStore
 
 __all__ = [
     "REWARDS",
+    "Comparison",
     "Ensemble",
     "Reward",
     "WeightStore",
+    "compare",
     "get_reward",
     "load_rewards",
     "paper_weights",

@@ -91,6 +91,14 @@ class WeightStore:
         check(Path(path), file)
         return Path(path)
 
+    def fetch(self, file: WeightFile) -> Path:
+        """The file on this machine, downloaded if it is not here.
+
+        Raises:
+            OSError, TensorFileError: as `find` and `download` raise them.
+        """
+        return self.download(file) if self._look_for(file) is None else self.find(file)
+
     def _look_for(self, file: WeightFile) -> Path | None:
         if self.folder is not None and (path := file.inside(self.folder)).is_file():
             return path

@@ -6,7 +6,6 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 
 from hypernoise.hypernoise_core.rewards.images import CLIP_MEAN, CLIP_STD, ImageBatch, Preprocess
 
-
 SIZES = [
     (height, width)
     for height in (16, 31, 100, 223, 224, 225, 301)

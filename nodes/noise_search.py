@@ -1,0 +1,171 @@
+"""ReNO inside ComfyUI: gradients through models that ComfyUI loaded for inference alone."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.conds
+import comfy.model_management as management
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..hypernoise_core.reno import RenoConfig, RenoResult, optimise_noise
+from .comfy_model import SamplingRun
+from .rewards import Rewards
+
+KEY = "hypernoise_reno"
+_NO_GRADIENT = ("modified by an inplace operation", "no autograd formula")  # of torch's errors
+
+
+def search(
+    model: ModelPatcher,
+    positive: list,
+    vae: Any,
+    rewards: Rewards,
+    prompt: str,
+    noise: torch.Tensor,
+    seed: int,
+    config: RenoConfig,
+    on_step: Callable[[int, torch.Tensor, torch.Tensor], None],
+) -> RenoResult:
+    """The noise, near the given one (B, C, H, W), whose one-step image the rewards like best.
+
+    ComfyUI loads model, VAE and rewards side by side, as for sampling, and can interrupt it.
+
+    Raises:
+        OOM_EXCEPTION: the gradient did not fit into memory.
+    """
+    loaded = model.clone()
+    loaded.set_additional_models(KEY, [vae.patcher, *rewards.patchers.values()])
+    guider = comfy.samplers.CFGGuider(loaded)
+    guider.inner_set_conds({"positive": positive})
+    highest = float(model.get_model_object("model_sampling").sigma_max)
+    sampler = _Search(vae, rewards, prompt, config, on_step)
+    try:
+        guider.sample(
+            noise,
+            torch.zeros_like(noise),
+            sampler,
+            torch.tensor([highest, 0.0]),
+            disable_pbar=True,
+            seed=seed,
+        )
+    except Exception as error:
+        if any(sign in str(error) for sign in _NO_GRADIENT):
+            raise TypeError(
+                f"There is no gradient through {type(model.model.diffusion_model).__name__} as "
+                f"ComfyUI runs it, so ReNO cannot search with it. It works with SANA-Sprint and "
+                f"SD-Turbo here; `hypernoise reno` on the command line does FLUX too."
+            ) from error
+        if not management.is_oom(error):
+            raise
+        shape = " x ".join(map(str, noise.shape))
+        raise management.OOM_EXCEPTION(
+            f"Not enough memory for ReNO's gradient through model, VAE and reward on latents of "
+            f"{shape}. Take fewer images at once or smaller ones, or a smaller reward."
+        ) from error
+    return sampler.result
+
+
+class _Search(comfy.samplers.Sampler):
+    """A sampler that searches the noise it is given; what it samples is the best image's latent."""
+
+    result: RenoResult
+
+    def __init__(
+        self, vae: Any, rewards: Rewards, prompt: str, config: RenoConfig, on_step: Callable
+    ) -> None:
+        self.vae, self.rewards, self.prompt = vae, rewards, prompt
+        self.config, self.on_step = config, on_step
+
+    def sample(
+        self, guider, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs
+    ) -> torch.Tensor:
+        run = SamplingRun(guider, sigmas, noise, latent_image)
+        rewards = self.rewards.ensemble()
+        prompts = [self.prompt] * len(noise)
+
+        def on_step(step: int, images: torch.Tensor, scores: torch.Tensor) -> None:
+            management.throw_exception_if_processing_interrupted()
+            self.on_step(step, images, scores)
+
+        # ComfyUI runs nodes in inference mode, in which no gradient exists.
+        with torch.inference_mode(False), torch.enable_grad(), _kernels_with_gradient():
+            prompt = _ordinary(run.prompt())
+            with differentiable(run.model, self.vae.first_stage_model, rewards):
+                self.result = optimise_noise(
+                    noise.clone(),
+                    lambda x: _generate(run, prompt, self.vae, x),
+                    lambda images: rewards.score(images, prompts),
+                    self.config,
+                    on_step,
+                )
+        return self.result.noise.to(noise)
+
+
+def _generate(run: SamplingRun, prompt: list[dict], vae: Any, x: torch.Tensor) -> torch.Tensor:
+    """One step of the model from noise x (B, C, H, W): images (B, 3, height, width) in [0, 1]."""
+    sigma = torch.full_like(x[:, 0, 0, 0], run.full, requires_grad=False)
+    scaled = run.model.model_sampling.noise_scaling(
+        sigma[0], x, torch.zeros_like(x), max_denoise=True
+    )
+    options = {"transformer_options": {"sample_sigmas": run.sigmas.clone()}}
+    x0 = comfy.samplers.calc_cond_batch(run.model, [prompt], scaled, sigma, options)[0]
+    latents = run.model.process_latent_out(x0.float())
+    images = vae.first_stage_model.decode(latents.to(vae.vae_dtype)).float()
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+@contextmanager
+def differentiable(*modules: torch.nn.Module) -> Iterator[None]:
+    """Lets gradients pass through modules whose weights were made in inference mode.
+
+    Autograd refuses such tensors; ordinary ones on the same memory stand in for them here.
+    """
+    replaced = []
+    try:
+        for part in (part for module in modules for part in module.modules()):
+            for store in (part._parameters, part._buffers):
+                for name, tensor in store.items():
+                    if tensor is not None and tensor.is_inference():
+                        replaced.append((store, name, tensor))
+        for store, name, tensor in replaced:
+            twin = _on_same_memory(tensor)
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            store[name] = torch.nn.Parameter(twin, requires_grad=False) if is_parameter else twin
+        yield
+    finally:
+        for store, name, tensor in replaced:
+            store[name] = tensor
+
+
+@contextmanager
+def _kernels_with_gradient() -> Iterator[None]:
+    """ComfyUI's sign to its networks to leave out kernels that have no gradient."""
+    before = management.in_training
+    management.in_training = True
+    try:
+        yield
+    finally:
+        management.in_training = before
+
+
+def _on_same_memory(tensor: torch.Tensor) -> torch.Tensor:
+    twin = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return twin.set_(
+        tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+    )
+
+
+def _ordinary(value: Any) -> Any:
+    """A prompt with copies of its tensors that were made in inference mode."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, comfy.conds.CONDRegular):
+        return value._copy_with(_ordinary(value.cond))
+    if isinstance(value, dict):
+        return {key: _ordinary(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_ordinary(item) for item in value)
+    return value

@@ -1,0 +1,144 @@
+"""The node that searches a noise by gradient ascent on a reward (ReNO)."""
+
+from typing import Any
+
+import comfy.utils
+import torch
+from comfy_api.latest import io, ui
+
+from ..hypernoise_core.reno import RenoConfig
+from . import comfy_model, noise_search, pictures
+from .rewards import Rewards, RewardType
+
+_PREVIEW = 512  # pixels at most
+
+
+class FoundNoise:
+    """The value of the type NOISE: one that was searched, (B, C, H, W)."""
+
+    def __init__(self, noise: torch.Tensor, seed: int) -> None:
+        self._noise, self.seed = noise, seed
+
+    def generate_noise(self, input_latent: dict) -> torch.Tensor:
+        """The noise itself, on the CPU.
+
+        Raises:
+            ValueError: the latent has another size or number of images.
+        """
+        asked, own = tuple(input_latent["samples"].shape), tuple(self._noise.shape)
+        if asked != own:
+            raise ValueError(
+                f"This noise was searched by ReNO for latents of {own}, the sampler's are {asked}: "
+                f"give both the same latent."
+            )
+        return self._noise.clone()
+
+
+class ReNO(io.ComfyNode):
+    """NOISE + MODEL + VAE + HYPERNOISE_REWARD -> a NOISE that scores higher."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        defaults = RenoConfig()
+        return io.Schema(
+            node_id="HyperNoise_ReNO",
+            display_name="ReNO: Search Noise",
+            category="HyperNoise",
+            description=(
+                "Searches the noise whose image a reward likes best, by gradient ascent: what a "
+                "noise hypernetwork does in one pass, image by image and much slower. It searches "
+                "with one step of the model; give the noise to SamplerCustomAdvanced."
+            ),
+            search_aliases=["test-time optimisation", "noise optimization", "reward gradient"],
+            is_output_node=True,
+            inputs=[
+                io.Noise.Input(
+                    "noise",
+                    tooltip=(
+                        "Where the search starts: RandomNoise, or Modulate Noise for a start from "
+                        "the hypernetwork's noise."
+                    ),
+                ),
+                io.Model.Input("model", tooltip="A one-step generator, such as SANA-Sprint."),
+                io.Conditioning.Input("positive", tooltip="The prompt that the guider gets."),
+                io.Latent.Input("latent", tooltip="Gives the size and the number of images."),
+                io.Vae.Input("vae", tooltip="The generator's VAE."),
+                RewardType.Input("reward", tooltip="From Load Reward."),
+                io.String.Input(
+                    "prompt", multiline=True, tooltip="The prompt as text, which the reward reads."
+                ),
+                io.Int.Input(
+                    "iterations", default=defaults.iterations, min=1, max=10000,
+                    tooltip="Steps of the search; each costs about three passes of the model.",
+                ),
+                io.Float.Input(
+                    "learning_rate", default=defaults.learning_rate, min=0.001, max=1000.0,
+                    step=0.1, advanced=True, tooltip="How far a step goes.",
+                ),
+                io.Float.Input(
+                    "max_grad_norm", default=defaults.max_grad_norm, min=0.0001, max=1000.0,
+                    step=0.01, advanced=True,
+                    tooltip="Each image's gradient is clipped to this length.",
+                ),
+                io.Float.Input(
+                    "penalty", default=defaults.penalty_weight, min=0.0, max=100.0, step=0.001,
+                    advanced=True,
+                    tooltip="Weight of the penalty that keeps the noise as long as noise is.",
+                ),
+                io.Int.Input(
+                    "patience", default=defaults.patience, min=0, max=10000, advanced=True,
+                    tooltip="Stop after so many steps without a better image. 0: never.",
+                ),
+            ],
+            outputs=[
+                io.Noise.Output(display_name="noise"),
+                io.Image.Output(display_name="images", tooltip="Made from it by one step."),
+                io.Float.Output(display_name="scores", is_output_list=True),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        noise: io.Noise.Type,
+        model: io.Model.Type,
+        positive: io.Conditioning.Type,
+        latent: io.Latent.Type,
+        vae: io.Vae.Type,
+        reward: Rewards,
+        prompt: str,
+        iterations: int,
+        learning_rate: float,
+        max_grad_norm: float,
+        penalty: float,
+        patience: int,
+    ) -> io.NodeOutput:
+        config = RenoConfig(
+            iterations=iterations,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            penalty_weight=penalty,
+            patience=patience,
+        )
+        latent = comfy_model.latent_for(model, latent)
+        start = noise.generate_noise(latent)
+        progress = comfy.utils.ProgressBar(iterations)
+
+        def on_step(step: int, images: torch.Tensor, scores: torch.Tensor) -> None:
+            shown = pictures.as_picture(torch.cat(list(images[:4]), dim=-1))
+            progress.update_absolute(step, iterations, ("JPEG", shown, _PREVIEW))
+
+        result = noise_search.search(
+            model, positive, vae, reward, prompt, start, noise.seed, config, on_step
+        )
+        progress.update_absolute(iterations, iterations)
+        images = result.images.movedim(1, -1).float().cpu()
+        first, scores = result.history[0].tolist(), result.scores.tolist()
+        captions = [f"{a:.3f} > {b:.3f}" for a, b in zip(first, scores, strict=True)]
+        shown: Any = pictures.with_captions(images, captions)
+        return io.NodeOutput(
+            FoundNoise(result.noise.cpu(), noise.seed),
+            images,
+            scores,
+            ui=ui.PreviewImage(shown, cls=cls),
+        )
