@@ -6,13 +6,15 @@
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 COMFYUI_INSTALLED := $(VENV)/.installed-comfyui
+ORACLE ?= .venv-oracle
+ORACLE_INSTALLED := $(ORACLE)/.installed
 # Not `python -m pytest`, which would put the root, with our nodes/, on sys.path.
 PYTEST := $(VENV)/bin/pytest
 RUFF := $(VENV)/bin/ruff
 
 export PYTHON TORCH_INDEX
 
-.PHONY: demo test parity comfyui browser lint format clean distclean
+.PHONY: demo test parity comfyui browser oracle lint format clean distclean
 
 demo: $(INSTALLED)  ## train a noise hypernetwork on the embedded generator and report the gain
 	$(VENV)/bin/hypernoise demo $(ARGS)
@@ -29,6 +31,9 @@ comfyui: $(COMFYUI_INSTALLED)  ## only the tests that start a real ComfyUI serve
 browser: $(COMFYUI_INSTALLED)  ## only the tests that open ComfyUI's page in a Chromium
 	$(PYTEST) -m browser $(ARGS)
 
+oracle: $(INSTALLED) $(ORACLE_INSTALLED)  ## rewards against their original packages
+	$(VENV)/bin/python scripts/oracle/compare.py "$(ORACLE)/bin/python"
+
 lint: $(INSTALLED)
 	$(RUFF) check .
 	$(RUFF) format --check .
@@ -37,15 +42,19 @@ format: $(INSTALLED)
 	$(RUFF) check --fix .
 	$(RUFF) format .
 
-clean:  ## what commands wrote; the environment stays
+clean:  ## what commands wrote; the environments stay
 	rm -rf out build dist *.egg-info .pytest_cache .ruff_cache
-	find . -path './.venv' -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean  ## the environment too
-	rm -rf "$(VENV)"
+distclean: clean  ## the environments too
+	rm -rf "$(VENV)" "$(ORACLE)"
 
 $(INSTALLED): pyproject.toml constraints.txt scripts/set_up.sh
 	sh scripts/set_up.sh project "$(VENV)"
+	@touch "$@"
+
+$(ORACLE_INSTALLED): pyproject.toml scripts/oracle-constraints.txt scripts/set_up.sh
+	sh scripts/set_up.sh oracle "$(ORACLE)"
 	@touch "$@"
 
 $(COMFYUI_INSTALLED): $(INSTALLED) tests/comfyui/fetch_comfyui.py

@@ -3,8 +3,10 @@
 #
 #   sh scripts/set_up.sh project .venv   the project, editable, with all its extras
 #   sh scripts/set_up.sh comfyui .venv   and what ComfyUI's own server needs, for its tests
+#   sh scripts/set_up.sh oracle .venv-oracle   the original packages of two rewards, elsewhere
 #
-# Uses uv when it is there, else venv and pip. Every version comes from constraints.txt.
+# Uses uv when it is there, else venv and pip. Every version comes from constraints.txt, those of
+# the oracle from scripts/oracle-constraints.txt.
 #
 # torch: PyPI's Linux build brings some 5 GB of CUDA libraries. On Linux without an NVIDIA GPU this
 # takes the CPU build from PyTorch's own index, if that answers. TORCH_INDEX decides otherwise: the
@@ -14,6 +16,8 @@ set -eu
 part=$1
 venv=$2
 cpu_index=https://download.pytorch.org/whl/cpu
+constraints=constraints.txt
+torch_packages="torch torchvision torchaudio"
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
 
@@ -60,10 +64,10 @@ install() {
         quiet=
     fi
     if command -v uv >/dev/null; then
-        uv pip install $quiet --python "$venv/bin/python" -c constraints.txt "$@"
+        uv pip install $quiet --python "$venv/bin/python" -c "$constraints" "$@"
     else
         "$venv/bin/python" -m pip install $quiet --disable-pip-version-check \
-            -c constraints.txt "$@"
+            -c "$constraints" "$@"
     fi
 }
 
@@ -75,8 +79,9 @@ wants_cpu_build() {
 }
 
 install_torch_from() {
-    # --no-deps: what torch needs comes from PyPI, at the versions of constraints.txt.
-    install --no-deps --index-url "$1" torch torchvision torchaudio
+    # --no-deps: what torch needs comes from PyPI, at the versions of the constraints.
+    # shellcheck disable=SC2086  # several names
+    install --no-deps --index-url "$1" $torch_packages
 }
 
 install_torch() {
@@ -92,6 +97,18 @@ install_torch() {
     fi
 }
 
+# lay_vocabularies: where the original packages look for them.
+lay_vocabularies() {
+    packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    # hpsv2's wheel lacks the vocabulary of CLIP; it is the same in every package.
+    cp "$packages/clip/bpe_simple_vocab_16e6.txt.gz" "$packages/hpsv2/src/open_clip/"
+    # ImageReward asks the hub for bert-base-uncased, unless a folder of that name is there. This
+    # package carries its vocab.txt, byte for byte; --no-deps, for only this file is used.
+    install --no-deps contextualSpellCheck
+    mkdir -p "$venv/bert-base-uncased"
+    cp "$packages/contextualSpellCheck/data/vocab.txt" "$venv/bert-base-uncased/"
+}
+
 case $part in
 project)
     make_venv
@@ -104,8 +121,17 @@ comfyui)
     say "installing what ComfyUI in $comfyui needs"
     install -r "$comfyui/requirements.txt"
     ;;
+oracle)
+    constraints=scripts/oracle-constraints.txt
+    torch_packages="torch torchvision"
+    make_venv
+    install_torch
+    say "installing hypernoise[rewards-oracle] into $venv, which takes some minutes"
+    install -e '.[rewards-oracle]'
+    lay_vocabularies
+    ;;
 *)
-    say "unknown part '$part', choose from project, comfyui"
+    say "unknown part '$part', choose from project, comfyui, oracle"
     exit 2
     ;;
 esac

@@ -116,6 +116,7 @@ class BertTokenizer:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more special
             raise ValueError(f"{file} is damaged or no tokenizer.json: {error}") from error
+        self._tokenizer.add_special_tokens(["[DEC]", "[ENC]"])  # BLIP's own two
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
