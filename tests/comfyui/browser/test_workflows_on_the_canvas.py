@@ -21,6 +21,7 @@ def missing_nodes(canvas: Canvas) -> set[str]:
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_dropped_workflow_opens_without_a_missing_node(canvas: Canvas, workflow):
     canvas.drop(workflow)
+    canvas.screenshot(workflow.stem)
     assert missing_nodes(canvas) == set()
     assert canvas.problems == []
 
