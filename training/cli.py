@@ -194,16 +194,20 @@ def score(
         raise ValueError(f"{len(problems)} images are not in the table:\n" + "\n".join(problems))
 
 
-def download(what: Literal["rewards"], *names: str, folder: Path | None = None) -> None:
+def download(what: tuple[str, ...], folder: Path | None = None) -> None:
     """Get the weights of rewards from the Hugging Face hub, once, and check them.
 
     Args:
-        what: What to get.
-        names: Which ones; default: the paper's four, some 13 GB.
+        what: `rewards` for the paper's four, some 13 GB; or `rewards` and the names of some.
         folder: Where to put them; default: the Hugging Face cache.
     """
     from ..hypernoise_core.rewards import WeightStore, get_reward, paper_weights
 
+    kind, *names = what or ("nothing",)
+    if kind != "rewards":
+        raise ValueError(
+            f"cannot download {kind!r}; `hypernoise download rewards` is what there is"
+        )
     store = WeightStore(folder)
     chosen = [get_reward(name) for name in names or paper_weights()]
     for file in dict.fromkeys(file for cls in chosen for file in cls.files):

@@ -87,7 +87,10 @@ class WeightStore:
             TensorFileError: what arrived is not what was published.
         """
         target = file.inside(self.folder).parent if self.folder else None
-        path = _hub().hf_hub_download(file.repository, file.name, local_dir=target)
+        try:
+            path = _hub().hf_hub_download(file.repository, file.name, local_dir=target)
+        except OSError as error:
+            raise OSError(f"{file.name} of {file.repository} did not arrive: {error}") from error
         check(Path(path), file)
         return Path(path)
 

@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from hypernoise.hypernoise_core.generate import generate
 from hypernoise.training.inference import EMBEDDED_ADAPTER
 from hypernoise.training.pipelines import load_pipeline
 
@@ -16,7 +19,11 @@ from hypernoise.training.pipelines import load_pipeline
 def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", "from hypernoise.training.cli import main; main()", *arguments]
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
     )
 
 
@@ -46,10 +53,43 @@ def test_strength_0_writes_the_base_image(tmp_path):
     assert pair[0] == pair[1]
 
 
+@pytest.mark.slow
+def test_reno_writes_better_images_and_the_noise_they_come_from(tmp_path):
+    prompts = ["--prompts", "a red circle", "two blue squares", "--iterations", "6"]
+    results = {}
+    for name, more in (("plain", []), ("warm", ["--adapter", str(EMBEDDED_ADAPTER)])):
+        result = run("reno", *prompts, *more, "--batch-size", "1", "--out", str(tmp_path / name))
+        assert result.returncode == 0, result.stderr
+        results[name] = json.loads((tmp_path / name / "reno.json").read_text())
+    assert all(image["reno"] > image["start"] for image in results["plain"]["images"])
+    starts = {k: sum(i["start"] for i in r["images"]) for k, r in results.items()}
+    assert starts["warm"] > starts["plain"]
+    assert results["plain"]["rewards"] == {"tiny-preference": 1.0}
+    noise = load_file(tmp_path / "plain" / "noise.safetensors")["noise"]
+    images = generate(
+        load_pipeline("tiny-sprint"),
+        ["a red circle", "two blue squares"],
+        seeds=[0, 1],
+        noise=noise,
+    ).images
+    written = np.asarray(Image.open(tmp_path / "plain" / "001_reno.png")) / 255
+    assert np.abs(written - images[1].permute(1, 2, 0).numpy()).max() < 0.01
+    assert Image.open(tmp_path / "plain" / "grid.png").width > 200
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["generate"], "no prompt"),
+        (["reno"], "no prompt"),
+        (["reno", "--prompts", "a", "--iterations", "0"], "iterations must be above 0"),
+        (["reno", "--prompts", "a", "--rewards", "niceness"], "unknown reward 'niceness'"),
+        (["reno", "--prompts", "a", "--height", "64"], "both --height and --width"),
+        (["score", "gone", "--prompts", "p.txt", "--rewards", "redness"], "no folder gone"),
+        (["score", "gone", "--rewards", "redness"], "--prompts FILE"),
+        (["download", "rewards", "niceness"], "unknown reward 'niceness'"),
+        (["download", "pictures"], "cannot download 'pictures'"),
+        (["download", "rewards", "hps"], "HPS_v2.1_compressed.pt of xswu/HPSv2 did not arrive"),
         (
             [
                 "generate",
