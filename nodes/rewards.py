@@ -11,13 +11,13 @@ from comfy_api.latest import io, ui
 from ..hypernoise_core.rewards import (
     REWARDS,
     Ensemble,
+    WeightStore,
     compare,
+    get_reward,
     load_rewards,
     paper_weights,
     score_in_batches,
 )
-from ..hypernoise_core.rewards.registry import get_reward
-from ..hypernoise_core.rewards.weights import WeightStore
 from . import comfy_model, model_folders, pictures
 
 RewardType = io.Custom("HYPERNOISE_REWARD")
