@@ -196,7 +196,6 @@ def read_clip_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     try:
         model, report = CLIPModel.from_pretrained(
             folder,
-            dtype=dtype,
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report, and refused below
@@ -210,7 +209,7 @@ def read_clip_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     ]
     if problems:
         raise TensorFileError(f"{path} does not fit a CLIPModel: {'; '.join(problems[:4])}")
-    return model
+    return model.to(dtype)  # older transformers name the argument for it differently
 
 
 def open_clip() -> Any:

@@ -73,3 +73,16 @@ def test_the_reward_prefers_the_true_caption_on_held_out_captions():
         better = reward.score(images, true) > reward.score(images, false)
     different = torch.tensor([a != b for a, b in zip(true, false, strict=True)])
     assert better[different].float().mean() > 0.97
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "tiny-sprint/model_index.json",
+        "tiny-sprint/tokenizer/tokenizer_config.json",
+        "tiny-preference/tokenizer_config.json",
+    ],
+)
+def test_tokenizers_are_named_so_that_transformers_4_and_5_know_them(file):
+    text = (ASSETS / file).read_text(encoding="utf-8")
+    assert "PreTrainedTokenizerFast" in text and "TokenizersBackend" not in text

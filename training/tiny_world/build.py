@@ -179,6 +179,17 @@ class Build:
         pipeline.text_encoder.load_state_dict(student.text_encoder.state_dict())
         pipeline.save_pretrained(out / "tiny-sprint")
         save_preference(CLIPModel.from_pretrained(self.preference), out / "tiny-preference")
+        for path in (
+            *out.glob("tiny-*/**/tokenizer_config.json"),
+            *out.glob("tiny-*/model_*.json"),
+        ):
+            _name_tokenizer_for_every_transformers(path)
+
+
+def _name_tokenizer_for_every_transformers(path: Path) -> None:
+    """transformers 5 writes a class name that 4 does not know; both know the old one."""
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
 
 
 def main() -> None:
