@@ -22,8 +22,9 @@ from . import comfy_model, model_folders, pictures
 
 RewardType = io.Custom("HYPERNOISE_REWARD")
 PAPER = "paper: HPSv2.1, ImageReward, CLIPScore, PickScore"
-NAMES = {"tiny-preference (embedded)": "tiny-preference"} | {
-    f"{cls.title} ({cls.name})": cls.name for cls in REWARDS if cls.name != "tiny-preference"
+NAMES = {  # what the widget shows -> name; first the one that needs nothing
+    f"{cls.title} ({'embedded' if cls.embedded else cls.name})": cls.name
+    for cls in sorted(REWARDS, key=lambda cls: not cls.embedded)
 }
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -30,6 +30,8 @@ class Reward(nn.Module, ABC):
     """The loss in training is this minus the mean score, as in the reference's code."""
     paper_weight: ClassVar[float] = 0.0
     """Weight in the paper's ensemble; 0: not part of it."""
+    embedded: ClassVar[bool] = False
+    """Whether its weights come along with the project."""
     files: ClassVar[tuple[WeightFile, ...]] = ()
     """What has to be downloaded."""
 

@@ -19,6 +19,7 @@ class TinyPreference(CosineReward):
 
     name = "tiny-preference"
     title = "tiny-preference"
+    embedded = True
 
     @classmethod
     def load(cls, store: WeightStore) -> TinyPreference:

@@ -122,3 +122,14 @@ def test_what_the_callback_raises_ends_the_search():
 def test_settings_out_of_range_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         RenoConfig(**bad)
+
+
+def test_gradients_pass_the_stock_pipeline_of_every_family(tiny):
+    """As `hypernoise reno` runs it: one step of the frozen generator, then its decoder."""
+
+    def from_pipeline(x):
+        latents = tiny.family.denoise(tiny.pipeline, x, tiny.conditioning, 1)
+        return tiny.family.decode(tiny.pipeline, latents)
+
+    result = optimise_noise(tiny.noise, from_pipeline, redness, RenoConfig(iterations=4))
+    assert (result.scores > result.history[0]).all()
