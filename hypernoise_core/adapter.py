@@ -20,7 +20,7 @@ from .atomic_file import write_atomically
 from .families import Family, family_of_adapter, get_family, looks_like
 from .hypernetwork import NoiseHypernetwork
 from .lora import LoraBranch
-from .metadata import AdapterError, AdapterMetadata, is_hypernoise_header
+from .metadata import AdapterError, AdapterMetadata, is_generator_lora, is_hypernoise_header
 from .module_names import LayerWeights, name_some, parse_weights, strip_prefixes
 from .peft_config import CONFIG_NAME, PeftConfig, config_for
 from .tensor_file import TensorFileError, open_safetensors, read_tensors
@@ -72,15 +72,23 @@ def read_metadata(path: str | Path) -> AdapterMetadata | None:
     Raises:
         AdapterError: the file is missing or damaged.
     """
-    weights = find_weights(Path(path))
+    header = read_header(find_weights(Path(path)))
+    return AdapterMetadata.from_header(header) if is_hypernoise_header(header) else None
+
+
+def read_header(weights: Path) -> dict[str, str]:
+    """The entries in the header of a .safetensors file; a .bin file has none.
+
+    Raises:
+        AdapterError: the file is damaged.
+    """
     if weights.suffix == ".bin":
-        return None
+        return {}
     try:
         with open_safetensors(weights) as file:
-            header = file.metadata() or {}
+            return file.metadata() or {}
     except TensorFileError as error:
         raise AdapterError(str(error)) from error
-    return AdapterMetadata.from_header(header) if is_hypernoise_header(header) else None
 
 
 def find_weights(path: Path) -> Path:
@@ -108,6 +116,11 @@ def _build(
     family_name: str | None,
     alpha: float | None,
 ) -> NoiseHypernetwork:
+    if is_generator_lora(header):
+        raise AdapterError(
+            "this is a LoRA on the generator itself, not a noise hypernetwork: load it as other "
+            "LoRAs, with pipeline.load_lora_weights or ComfyUI's Load LoRA"
+        )
     layers = parse_weights(tensors).layers
     ours = AdapterMetadata.from_header(header) if is_hypernoise_header(header) else None
     family = _family(list(layers), ours, family_name)

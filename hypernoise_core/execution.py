@@ -1,4 +1,4 @@
-"""Two ways of running a network that forward hooks need to know of: compiled and checkpointed."""
+"""Ways of running a network: compiled and checkpointed, which forward hooks need to know of."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 def run_eagerly(network: nn.Module) -> AbstractContextManager:
@@ -59,3 +60,19 @@ class _Inside:
     def __call__(self, *args: Any) -> Any:
         with self.context():
             return self.block(*args)
+
+
+def checkpoint_block(block: nn.Module) -> None:
+    """From now on the block's activations are recomputed in the backward pass.
+
+    For networks that offer no gradient checkpointing of their own. Forward hooks inside the block
+    have to be there in the backward pass as well.
+    """
+    if hasattr(block, "_forward_without_checkpoint"):
+        return
+    forward = block._forward_without_checkpoint = block.forward
+
+    def recomputing(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    block.forward = recomputing

@@ -82,6 +82,7 @@ def generate(
     batch_size: int = 8,
     conditioning: Conditioning | None = None,
     noise: Tensor | None = None,
+    noise_conditioning: Conditioning | None = None,
 ) -> Generated:
     """One image for each prompt and seed; an image depends on neither its batch nor the batch size.
 
@@ -97,6 +98,8 @@ def generate(
         batch_size: images computed at a time.
         conditioning: of these prompts, from an earlier run or `encode_prompts`; None: encode now.
         noise: (B, C, H, W) instead of the seeds' own.
+        noise_conditioning: what the hypernetwork is told instead of the prompts, B rows, or one for
+            all images; the generator still gets the prompts.
 
     Raises:
         ValueError: sizes or counts that do not go together.
@@ -112,6 +115,9 @@ def generate(
     _check_counts(prompts, seeds, steps, batch_size, shape, noise, conditioning)
     if conditioning is None:
         conditioning = encode_prompts(pipeline, prompts, batch_size=batch_size)
+    told = conditioning
+    if noise_conditioning is not None:
+        told = _repeated(noise_conditioning, len(prompts))
     generators = seed_generators(seeds)
     # Drawn even where noise is given: what the sampler draws later is the same either way.
     drawn = draw_noise(shape, generators)
@@ -124,7 +130,8 @@ def generate(
         x0 = noise[rows].to(device)
         c = {name: tensor[rows].to(device) for name, tensor in conditioning.items()}
         if hypernetwork is not None:
-            delta = predict_delta(hypernetwork, network, x0, c, strength)
+            c_noise = {name: tensor[rows].to(device) for name, tensor in told.items()}
+            delta = predict_delta(hypernetwork, network, x0, c_noise, strength)
             x0 = modulate(x0, delta)
             deltas.append(delta.cpu())
         latents.append(family.denoise(pipeline, x0, c, steps, generators[rows]))
@@ -141,6 +148,21 @@ def generate(
 
 def _slices(count: int, batch_size: int) -> Iterator[slice]:
     return (slice(start, start + batch_size) for start in range(0, count, batch_size))
+
+
+def _repeated(conditioning: Conditioning, count: int) -> Conditioning:
+    """With as many rows as there are images.
+
+    Raises:
+        ValueError: it has neither one row nor as many.
+    """
+    for name, tensor in conditioning.items():
+        if tensor.shape[0] not in (1, count):
+            raise ValueError(
+                f"noise_conditioning has {tensor.shape[0]} rows of {name} for {count} prompts; "
+                f"give one each, or one for all"
+            )
+    return {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in conditioning.items()}
 
 
 def _check_hypernetwork(

@@ -6,20 +6,19 @@ alone, so that f = 0 while the branches are zero. The generator then runs on x0 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
-from .families import Conditioning, Family, family_of_adapter, get_family, looks_like
-from .lora import LoraBranch, LoraTarget, adaptable_layers, attach, misfit, modules_by_name
+from .families import Conditioning, Family, get_family
+from .lora import LoraBranch, LoraTarget, attach, own_targets
+from .lora_adapter import LoraAdapter, initial_branches
 from .metadata import AdapterError, AdapterMetadata
 
-SHOWN_MISFITS = 8
 
-
-class NoiseHypernetwork(nn.Module):
+class NoiseHypernetwork(LoraAdapter):
     """The LoRA weights of f; the frozen network they act on is an argument of each call.
 
     Args:
@@ -31,16 +30,12 @@ class NoiseHypernetwork(nn.Module):
     """
 
     def __init__(self, branches: Mapping[str, LoraBranch], metadata: AdapterMetadata) -> None:
-        super().__init__()
-        self.metadata = metadata
-        self.family: Family = family_of_adapter(metadata.family, metadata.last_layer)
+        super().__init__(branches, metadata)
         if self.last_layer not in branches:
             raise AdapterError(
                 f"the adapter has no weights for the last layer {self.last_layer!r} of "
                 f"{self.family.name}, so it is no noise hypernetwork but an ordinary LoRA"
             )
-        self._names = tuple(branches)
-        self._branches = nn.ModuleList(branches.values())
 
     @classmethod
     def initialise(
@@ -51,6 +46,8 @@ class NoiseHypernetwork(nn.Module):
         rank: int,
         alpha: float,
         adapt_depthwise: bool = False,
+        last_layer: str | None = None,
+        replaces_noise: bool = False,
         generator: torch.Generator | None = None,
         base_model: str | None = None,
     ) -> NoiseHypernetwork:
@@ -62,6 +59,8 @@ class NoiseHypernetwork(nn.Module):
             network: the frozen network of a diffusers pipeline.
             adapt_depthwise: also adapt grouped convolutions, as the released SANA-Sprint adapters
                 do (dense factors, which peft >= 0.16 cannot open).
+            last_layer: the layer that gives its branch alone; None: the family's own.
+            replaces_noise: f takes the noise's place instead of being added to it.
             generator: a CPU generator for A.
             base_model: repository or folder of the generator, for the metadata.
 
@@ -73,61 +72,16 @@ class NoiseHypernetwork(nn.Module):
             family=family.name,
             rank=rank,
             alpha=float(alpha),
-            last_layer=family.last_layer,
+            last_layer=last_layer or family.last_layer,
             base_model=base_model,
+            replaces_noise=replaces_noise,
         )
-        layers = adaptable_layers(network, adapt_depthwise)
-        foreign = [name for name in layers if not family.has_layer(name)]
-        if foreign:
-            raise AdapterError(
-                f"{type(network).__name__} is no network of {family.name}, which takes a "
-                f"{family.network_class}: it has the layer {foreign[0]}"
-            )
-        branches = {name: _new_branch(m, rank, alpha, generator) for name, m in layers.items()}
+        branches = initial_branches(network, family, rank, alpha, adapt_depthwise, generator)
         return cls(branches, metadata)
 
     @property
     def last_layer(self) -> str:
         return self.metadata.last_layer
-
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """Names of the adapted layers, as diffusers names them."""
-        return self._names
-
-    @property
-    def branches(self) -> dict[str, LoraBranch]:
-        return dict(zip(self._names, self._branches, strict=True))
-
-    def check_fits(
-        self, network: nn.Module, targets: Mapping[str, LoraTarget] | None = None
-    ) -> None:
-        """Make sure that every branch has its place on the network.
-
-        Raises:
-            AdapterError: names the layers, their shapes and the family the adapter looks like.
-        """
-        targets = own_targets(self.layer_names) if targets is None else targets
-        modules = modules_by_name(network)
-        problems = []
-        for name, branch in self.branches.items():
-            if name not in targets or targets[name].module not in modules:
-                problems.append(f"{name}: the network has no such layer")
-            elif problem := misfit(branch, modules[targets[name].module], targets[name]):
-                problems.append(f"{name}: {problem}")
-        if problems:
-            raise AdapterError(self._misfit_message(network, problems))
-
-    def _misfit_message(self, network: nn.Module, problems: list[str]) -> str:
-        shown = "\n  ".join(problems[:SHOWN_MISFITS])
-        more = f"\n  and {len(problems) - SHOWN_MISFITS} more" * (len(problems) > SHOWN_MISFITS)
-        family = looks_like(self.layer_names)
-        return (
-            f"the adapter does not fit this {type(network).__name__}: {len(problems)} of "
-            f"{len(self.layer_names)} layers do not match. The adapter looks like "
-            f"{family.name if family else 'no known family'}; load the base model it was made for."
-            f"\n  {shown}{more}"
-        )
 
     def attached(
         self, network: nn.Module, targets: Mapping[str, LoraTarget] | None = None
@@ -144,6 +98,11 @@ class NoiseHypernetwork(nn.Module):
         targets = own_targets(self.layer_names) if targets is None else targets
         return attach(network, self.branches, targets, self.last_layer)
 
+    def delta(self, output: Tensor, noise: Tensor) -> Tensor:
+        """What f's output does to the noise x0, both (B, C, H, W): the output itself, or, where it
+        takes the noise's place, the way from there to it."""
+        return output - noise if self.metadata.replaces_noise else output
+
     def forward(self, network: nn.Module, noise: Tensor, conditioning: Conditioning) -> Tensor:
         """f(x0, c) at strength 1.
 
@@ -157,21 +116,6 @@ class NoiseHypernetwork(nn.Module):
         """
         with self.attached(network):
             return self.family.predict(network, noise, conditioning)
-
-
-def own_targets(layer_names: Iterable[str]) -> dict[str, LoraTarget]:
-    """Targets for a network whose modules have the adapter's own names."""
-    return {name: LoraTarget(name) for name in layer_names}
-
-
-def _new_branch(
-    layer: nn.Module, rank: int, alpha: float, generator: torch.Generator | None
-) -> LoraBranch:
-    if isinstance(layer, nn.Conv2d):
-        down, up = (rank, layer.in_channels, *layer.kernel_size), (layer.out_channels, rank, 1, 1)
-    else:
-        down, up = (rank, layer.in_features), (layer.out_features, rank)
-    return LoraBranch(torch.randn(down, generator=generator) / rank, torch.zeros(up), alpha)
 
 
 def seed_generators(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -217,16 +161,16 @@ def sample_noise(
 
 
 def predict_delta(
-    hypernetwork: nn.Module,
+    hypernetwork: NoiseHypernetwork,
     network: nn.Module,
     noise: Tensor,
     conditioning: Conditioning,
     strength: float = 1.0,
 ) -> Tensor:
-    """strength * f(x0, c), (B, C, H, W); strength 0 runs no pass and gives zeros."""
+    """What is added to the noise at a strength, (B, C, H, W); 0 runs no pass and gives zeros."""
     if strength == 0:
         return torch.zeros_like(noise)
-    delta = hypernetwork(network, noise, conditioning)
+    delta = hypernetwork.delta(hypernetwork(network, noise, conditioning), noise)
     return delta if strength == 1 else strength * delta
 
 
@@ -235,6 +179,6 @@ def modulate(noise: Tensor, delta: Tensor) -> Tensor:
     return noise + delta
 
 
-def noise_penalty(delta: Tensor) -> Tensor:
-    """Mean of f^2 over batch and elements, a scalar: the L2 form of the paper's bound on the KL."""
-    return delta.square().mean()
+def noise_penalty(output: Tensor) -> Tensor:
+    """Mean of f^2 over each image's elements, (B,): the L2 form of the paper's bound on the KL."""
+    return output.square().flatten(1).mean(1)

@@ -6,7 +6,7 @@ ends, whatever ended it. Letters: r rank, i and o input and output features, kh 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -80,7 +80,7 @@ def attach(
     network: nn.Module,
     branches: Mapping[str, LoraBranch],
     targets: Mapping[str, LoraTarget],
-    last_layer: str,
+    last_layer: str | None = None,
 ) -> Iterator[set[str]]:
     """Add the branches to the network's layers for the calls made inside the context.
 
@@ -93,7 +93,7 @@ def attach(
         network: the frozen network; only its modules' inputs and outputs are used.
         branches: by layer name; each name is in `targets` and its module in the network.
         targets: where each layer lands.
-        last_layer: a name in `branches`.
+        last_layer: a name in `branches`; None: every layer adds its branch.
 
     Yields:
         The paths of the modules that have run with their branches so far.
@@ -102,7 +102,7 @@ def attach(
     landings: dict[str, list[tuple[LoraTarget, LoraBranch]]] = {}
     for name, branch in branches.items():
         landings.setdefault(targets[name].module, []).append((targets[name], branch))
-    replaced = targets[last_layer].module
+    replaced = None if last_layer is None else targets[last_layer].module
     ran: set[str] = set()
     hooks = _Hooks(
         [
@@ -181,6 +181,22 @@ def adaptable_layers(network: nn.Module, adapt_depthwise: bool) -> dict[str, nn.
         if isinstance(module, nn.Linear)
         or (isinstance(module, nn.Conv2d) and (module.groups == 1 or adapt_depthwise))
     }
+
+
+def own_targets(layer_names: Iterable[str]) -> dict[str, LoraTarget]:
+    """Targets for a network whose modules have the adapter's own names."""
+    return {name: LoraTarget(name) for name in layer_names}
+
+
+def new_branch(
+    layer: nn.Module, rank: int, alpha: float, generator: torch.Generator | None
+) -> LoraBranch:
+    """A branch in float32 on the CPU that gives 0: A ~ N(0, 1 / rank^2), B zero, both dense."""
+    if isinstance(layer, nn.Conv2d):
+        down, up = (rank, layer.in_channels, *layer.kernel_size), (layer.out_channels, rank, 1, 1)
+    else:
+        down, up = (rank, layer.in_features), (layer.out_features, rank)
+    return LoraBranch(torch.randn(down, generator=generator) / rank, torch.zeros(up), alpha)
 
 
 def misfit(branch: LoraBranch, layer: nn.Module, target: LoraTarget) -> str | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 FORMAT_VERSION = 1
+GENERATOR_LORA = {"kind": "generator_lora"}
+"""What the header of a LoRA on the generator itself says beside the metadata."""
 
 
 class AdapterError(ValueError):
@@ -32,6 +34,8 @@ class AdapterMetadata:
     """Optimizer updates it was trained for."""
     rewards: Mapping[str, float] = field(default_factory=dict)
     """Weight of each reward it was trained on."""
+    replaces_noise: bool = False
+    """Whether f takes the noise's place instead of being added to it."""
     format_version: int = FORMAT_VERSION
     """Version of the file format; a reader refuses versions above its own."""
 
@@ -58,6 +62,8 @@ class AdapterMetadata:
             header["base_model"] = self.base_model
         if self.training_steps is not None:
             header["training_steps"] = str(self.training_steps)
+        if self.replaces_noise:
+            header["replaces_noise"] = "true"
         return header
 
     @classmethod
@@ -72,6 +78,7 @@ class AdapterMetadata:
             for name in entries.keys() & {"format_version", "rank", "training_steps"}:
                 entries[name] = int(entries[name])
             entries["alpha"] = float(entries["alpha"])
+            entries["replaces_noise"] = entries.get("replaces_noise") == "true"
             entries["rewards"] = dict(json.loads(entries.get("rewards", "{}")))
             return cls(**entries)
         except AdapterError:
@@ -83,3 +90,8 @@ class AdapterMetadata:
 def is_hypernoise_header(header: Mapping[str, str]) -> bool:
     """Whether a .safetensors header was written by `AdapterMetadata.to_header`."""
     return "format_version" in header and "family" in header
+
+
+def is_generator_lora(header: Mapping[str, str]) -> bool:
+    """Whether a .safetensors header is that of a LoRA on the generator itself."""
+    return header.get("kind") == GENERATOR_LORA["kind"]

@@ -305,7 +305,7 @@ def _cache_key(run: SamplingRun, prompt: list[dict]) -> Hashable | None:
 
 
 def _run_network(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor:
-    """The raw output of diffusers' network at full noise, with the branches on it.
+    """What f does to the noise: the raw output of diffusers' network with the branches on it.
 
     ComfyUI returns the denoised latent x0 = x - sigma * output, for flow models and for models
     that predict the noise alike; areas, masks and several prompts are weighted by ComfyUI.
@@ -333,7 +333,8 @@ def _run_network(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tens
             f"cannot act on them. Models with fused kernels do that; load the model another way."
         )
     output = output_sign(run.model) * (x - x0) / run.full
-    return torch.where(covered, output, torch.zeros_like(x))
+    delta = part.hypernoise.hypernetwork.delta(output, run.noise)
+    return torch.where(covered, delta, torch.zeros_like(x))
 
 
 def modulated_noise(

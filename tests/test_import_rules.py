@@ -59,7 +59,9 @@ LAYERS = {
         {"torch", "safetensors"}, {"transformers", "tokenizers", "open_clip", "huggingface_hub"}
     ),
     "training": _layer(
-        {"torch", "numpy", "PIL", "safetensors"} | HEADLESS, set(), {"hypernoise_core"}
+        {"torch", "numpy", "PIL", "safetensors"} | HEADLESS,
+        {"datasets", "huggingface_hub", "pyarrow", "tomli"},
+        {"hypernoise_core"},
     ),
 }
 

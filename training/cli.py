@@ -1,9 +1,15 @@
 """The command line: `hypernoise COMMAND`, a function for each command."""
 
+from __future__ import annotations
+
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .config import TrainingConfig
 
 
 def demo(
@@ -22,10 +28,9 @@ def demo(
         max_seconds: Training ends after this many seconds, whatever the steps.
         per_category: Held-out captions evaluated in each of the six categories.
     """
-    from .config import TrainingConfig
-    from .demo import run_demo
+    from .demo import demo_config, run_demo
 
-    config = TrainingConfig(seed=seed, steps=steps, max_seconds=max_seconds)
+    config = demo_config(seed=seed, steps=steps, max_seconds=max_seconds)
     numbers = run_demo(out, config, per_category)
     for name, entry in numbers["methods"].items():
         print(
@@ -35,6 +40,69 @@ def demo(
     files = ("report.html", "report.json", "side_by_side.png", "training_curves.png")
     for name in (*files, "tiny-hypernoise.safetensors"):
         print((out / name).resolve())
+
+
+def train(settings: TrainingConfig, *, resume: bool = False, dry_run: bool = False) -> None:
+    """Train a noise hypernetwork, or a LoRA on the generator, in a folder that it can go on from.
+
+    --config NAME or FILE.toml takes settings from a file: yours or a shipped one (sana,
+    sana-overfit, sana-finetune, flux, sd-turbo, redness, tiny-sprint, tiny-redness). Flags beat it.
+
+    Rewards: --rewards hps=5,imagereward=1 or paper; and for each of hps, imagereward, clip,
+    pickscore, aesthetic, red, tiny_preference: --enable_X, --disable_X, --X_weighting WEIGHT. Also
+    --disable_reg, which is --reg_weight 0, and --enable_modulate_noise, --disable_modulate_noise.
+
+    Several processes: `accelerate launch -m hypernoise.training.cli train ...`, as `accelerate
+    config` says. SIGTERM and Ctrl-C save a checkpoint and end the run.
+
+    Args:
+        settings: What is trained, and how.
+        resume: Go on from the newest checkpoint in --save_dir; start where there is none.
+        dry_run: Print the settings, the numbers of parameters and the memory needed, and stop.
+    """
+    if dry_run:
+        from .arguments import to_toml
+        from .estimate import estimate
+
+        print(to_toml(settings))
+        print("\n".join(estimate(settings).lines()))
+        return
+    from .run import Run, prepare
+
+    run = Run(settings, prepare(settings), resume=resume)
+    path = run.train()
+    if run.is_main:
+        print(path.resolve())
+    if run.stopped_by is not None:
+        done, total = run.trainer.step, run.trainer.plan.steps
+        if run.is_main:
+            print(
+                f"hypernoise: stopped by {run.stopped_by.name} after update {done} of {total}; "
+                f"--resume goes on from there",
+                file=sys.stderr,
+            )
+        raise SystemExit(128 + run.stopped_by)
+
+
+def export(
+    adapter: Path,
+    out: Path,
+    *,
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+    rank: int | None = None,
+) -> None:
+    """Write an adapter as one .safetensors file for ComfyUI, smaller if asked for.
+
+    Args:
+        adapter: A .safetensors or .bin file, or a peft folder.
+        out: The file to write, ending in .safetensors.
+        dtype: Of its numbers.
+        rank: Reduce every branch to this rank, by singular values; the error is printed.
+    """
+    from .export import export_adapter
+
+    print("\n".join(export_adapter(adapter, out, dtype=dtype, rank=rank).lines()))
+    print(out.resolve())
 
 
 def generate(
@@ -180,15 +248,15 @@ def score(
         batch_size: Images scored at a time.
     """
     import torch
-    from accelerate import PartialState
 
     from ..hypernoise_core.rewards import load_rewards, parse_weights
+    from .processes import join
     from .scoring import score_folder
 
     if prompts is None:
         raise ValueError("which prompts? Give --prompts FILE")
     ensemble = load_rewards(parse_weights(rewards), rewards_folder, getattr(torch, precision))
-    problems = score_folder(images, prompts, ensemble.to(PartialState().device), csv, batch_size)
+    problems = score_folder(images, prompts, ensemble.to(join().device), csv, batch_size)
     print(csv.resolve())
     if problems:
         raise ValueError(f"{len(problems)} images are not in the table:\n" + "\n".join(problems))
@@ -230,6 +298,21 @@ def info(adapter: Path) -> None:
     print(json.dumps({**facts, "weights": weights}, indent=2, default=str))
 
 
+def _train_with(defaults: TrainingConfig) -> Callable[..., None]:
+    """`train`, with the settings that a config file and the published flags make as defaults."""
+    import tyro
+
+    def command(
+        settings: object = defaults, *, resume: bool = False, dry_run: bool = False
+    ) -> None:
+        train(settings, resume=resume, dry_run=dry_run)
+
+    flat = tyro.conf.OmitArgPrefixes[type(defaults)]
+    command.__annotations__ = {"settings": flat, "resume": bool, "dry_run": bool}
+    command.__doc__ = train.__doc__
+    return command
+
+
 def main() -> None:
     """Runs the command that sys.argv names; bad input ends in one line and exit code 2."""
     try:
@@ -237,17 +320,29 @@ def main() -> None:
     except ImportError as error:
         print('hypernoise: tyro is missing: pip install "hypernoise[train]"', file=sys.stderr)
         raise SystemExit(2) from error
-    commands = {
-        "demo": demo,
-        "generate": generate,
-        "reno": reno,
-        "score": score,
-        "download": download,
-        "info": info,
-    }
-    config = (tyro.conf.PositionalRequiredArgs,)
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="hypernoise", config=config)
+        command, *arguments = sys.argv[1:] or ["--help"]
+        commands = {
+            "demo": demo,
+            "train": train,
+            "generate": generate,
+            "reno": reno,
+            "score": score,
+            "export": export,
+            "download": download,
+            "info": info,
+        }
+        if command == "train":
+            from .arguments import read_arguments
+
+            defaults, arguments = read_arguments(arguments)
+            commands["train"] = _train_with(defaults)
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="hypernoise",
+            args=[command, *arguments],
+            config=(tyro.conf.PositionalRequiredArgs,),
+        )
     except (ValueError, OSError, ImportError) as error:
         print(f"hypernoise: {error}", file=sys.stderr)
         raise SystemExit(2) from error

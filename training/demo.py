@@ -1,27 +1,23 @@
 """The demo: train a hypernetwork on tiny-sprint in minutes, and see what it is worth."""
 
-import random
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from ..hypernoise_core.adapter import save_adapter
-from ..hypernoise_core.families import Conditioning
-from ..hypernoise_core.generate import encode_prompts
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork
-from ..hypernoise_core.rewards import Ensemble, load_rewards
+from .arguments import read_config
 from .config import TrainingConfig
 from .evaluation import figures, methods, report
-from .pipelines import load_pipeline
-from .tiny_world.captions import CATEGORIES, Caption, captions_by_category
+from .prompts import tiny_world_captions
+from .run import Parts, prepare
+from .tiny_world.captions import CATEGORIES, Caption
 from .tiny_world.checker import is_correct, score_images
-from .tiny_world.scenes import IMAGE_SIZE
-from .trainer import Trainer
+from .trainer import Metrics, Trainer
 
 CANDIDATES = 8  # of best-of-N
-_SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 _FIRST_EVALUATION_SEED = 500_000_000
-_TRAINING_PROMPTS_PER_CATEGORY = 1000
-_TEXT_LENGTH = 16  # tokens
 _SHOWN_PER_CATEGORY = 2
 
 
@@ -30,78 +26,72 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
 
     Args:
         out: folder for the adapter, the pictures and the report; made if it is not there.
-        config: of the training run.
+        config: of the training run, on tiny-sprint.
         per_category: held-out captions evaluated in each of the six categories.
     """
     out.mkdir(parents=True, exist_ok=True)
-    pipeline, rewards = load_pipeline("tiny-sprint"), load_rewards({"tiny-preference": 1.0})
-    prompts = training_prompts(config.seed)
-    trainer = Trainer(
-        pipeline,
-        rewards,
-        prompts,
-        _encode(pipeline, prompts),
-        config,
-        size=_SIZE,
-        base_model="tiny-sprint",
-    )
-    hypernetwork = trainer.run()
-    train_seconds = trainer.history.seconds[-1]
-    adapter = out / "tiny-hypernoise.safetensors"
-    save_adapter(hypernetwork, adapter)
-
     captions = evaluation_captions(per_category)
+    parts = prepare(config, also_encode=[caption.text for caption in captions])
+    history, hypernetwork = _train(config, parts)
+    save_adapter(hypernetwork, out / "tiny-hypernoise.safetensors")
+
     seeds = [_FIRST_EVALUATION_SEED + i for i in range(len(captions))]
     print(f"evaluating {len(captions)} held-out captions: base, HyperNoise, best of {CANDIDATES}")
-    results = evaluate(pipeline, rewards, hypernetwork, captions, seeds)
+    results = evaluate(parts, hypernetwork, captions, seeds)
     entries = {name: _entry(result, captions) for name, result in results.items()}
     numbers = {
         "methods": entries,
-        "train_seconds": train_seconds,
-        "train_steps": len(trainer.history.reward),
+        "train_seconds": history[-1]["seconds"],
+        "train_steps": len(history),
         "seeds": {"training": config.seed, "evaluation": seeds},
     }
     report.write_json(out / "report.json", numbers)
-    _write_pictures(out, trainer, captions, results)
+    _write_pictures(out, history, captions, results)
     _write_page(out, numbers)
     return numbers
 
 
-def _encode(pipeline: Any, prompts: list[str]) -> Conditioning:
-    """Encoded prompts; no caption is longer, and padding would cost most of the time."""
-    return encode_prompts(pipeline, prompts, batch_size=64, max_sequence_length=_TEXT_LENGTH)
+def demo_config(**changes: Any) -> TrainingConfig:
+    """The shipped settings for tiny-sprint, with these changes."""
+    return TrainingConfig(**read_config("tiny-sprint") | {"log_every": 0} | changes)
 
 
-def training_prompts(seed: int) -> list[str]:
-    """Captions that are not held out, as many of each category."""
-    rng = random.Random(seed)
-    return [
-        rng.choice(pool).text
-        for pool in captions_by_category(held_out=False).values()
-        for _ in range(_TRAINING_PROMPTS_PER_CATEGORY)
-    ]
+def _train(config: TrainingConfig, parts: Parts) -> tuple[list[Metrics], NoiseHypernetwork]:
+    """The metrics of each update, and what was trained."""
+    trainer = Trainer(
+        parts.pipeline,
+        parts.rewards,
+        parts.prompts.training,
+        parts.features,
+        config,
+        size=parts.size,
+        base_model=config.model,
+        accelerator=parts.accelerator,
+    )
+    history = []
+    with tqdm(total=trainer.plan.steps, desc="training", unit="update") as bar:
+        for metrics in trainer.updates():
+            history.append(metrics)
+            bar.update()
+            bar.set_postfix_str(
+                f"reward {metrics['reward']:.2f}, |f|^2 {metrics['penalty']:.3f}, "
+                f"{len(history) * config.batch_size / metrics['seconds']:.0f} images/s"
+            )
+    return history, trainer.trained
 
 
 def evaluation_captions(per_category: int) -> list[Caption]:
     """Held-out captions, as many of each category; small categories repeat theirs."""
-    rng = random.Random(0)
-    chosen = []
-    for pool in captions_by_category(held_out=True).values():
-        rounds = -(-per_category // len(pool))
-        chosen += [c for _ in range(rounds) for c in rng.sample(pool, len(pool))][:per_category]
-    return chosen
+    return tiny_world_captions(held_out=True, per_category=per_category)
 
 
 def evaluate(
-    pipeline: Any,
-    rewards: Ensemble,
-    hypernetwork: NoiseHypernetwork,
-    captions: list[Caption],
-    seeds: list[int],
+    parts: Parts, hypernetwork: NoiseHypernetwork, captions: list[Caption], seeds: list[int]
 ) -> dict[str, methods.MethodResult]:
     """Base, HyperNoise and best-of-8 on the same captions and noises."""
     prompts = [caption.text for caption in captions]
-    task = methods.Task(pipeline, rewards, prompts, _encode(pipeline, prompts), seeds, _SIZE)
+    conditioning = parts.features.rows(prompts)
+    task = methods.Task(parts.pipeline, parts.rewards, prompts, conditioning, seeds, parts.size)
     task.images(seeds, hypernetwork)  # warm-up, so that the first method pays for nothing extra
     return {
         "base": methods.base(task),
@@ -119,7 +109,7 @@ def _entry(result: methods.MethodResult, captions: list[Caption]) -> dict[str, A
 
 def _write_pictures(
     out: Path,
-    trainer: Trainer,
+    history: list[Metrics],
     captions: list[Caption],
     results: dict[str, methods.MethodResult],
 ) -> None:
@@ -137,7 +127,9 @@ def _write_pictures(
     }
     prompts = [captions[i].text for i in shown]
     figures.side_by_side(out / "side_by_side.png", prompts, rows, marks)
-    figures.training_curves(out / "training_curves.png", trainer.history)
+    curves = {"reward": "reward", "penalty": "mean |f|²"}
+    values = {title: [metrics[name] for metrics in history] for name, title in curves.items()}
+    figures.training_curves(out / "training_curves.png", values)
 
 
 def _write_page(out: Path, numbers: dict[str, Any]) -> None:

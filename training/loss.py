@@ -1,26 +1,23 @@
 """The objective of arXiv 2508.09968: reward of the generated image against the size of f."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from typing import Literal
 
 from torch import Tensor
 
 from ..hypernoise_core.hypernetwork import noise_penalty
+from ..hypernoise_core.reno import norm_penalty
 
 
-@dataclass(frozen=True)
-class LossTerms:
-    """`total` (scalar, with gradient), `reward` (B,) and `penalty` (scalar), both detached."""
+def regulariser(output: Tensor, modulated: Tensor, kind: Literal["l2", "kl"]) -> Tensor:
+    """What keeps the modulated noise near N(0, 1), for each image: (B,).
 
-    total: Tensor
-    reward: Tensor
-    penalty: Tensor
+    l2 is the mean of f^2 over the elements, which stands for the paper's 1/2 |f|^2 up to a factor;
+    kl is the negative log-density of the modulated noise's norm. Both as in the reference's code.
 
-
-def hypernoise_loss(delta: Tensor, reward: Tensor, penalty_weight: float) -> LossTerms:
-    """penalty_weight x mean(f^2) - mean(reward), for f (B, C, H, W) and rewards (B,).
-
-    The mean over elements stands for 1/2 ||f||^2 up to a factor, as in the reference's code.
+    Args:
+        output: f(x0, c), (B, C, H, W).
+        modulated: the noise that the generator runs on, (B, C, H, W).
     """
-    penalty = noise_penalty(delta)
-    total = penalty_weight * penalty - reward.mean()
-    return LossTerms(total, reward.detach(), penalty.detach())
+    return noise_penalty(output) if kind == "l2" else norm_penalty(modulated)

@@ -1,47 +1,99 @@
 """Loads the diffusers pipeline that a hypernetwork is trained on or runs with."""
 
+from __future__ import annotations
+
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .published_models import PUBLISHED
+
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 EMBEDDED = {"tiny-sprint": ASSETS / "tiny-sprint"}
+TEXT_PARTS = ("text_encoder", "tokenizer")
+"""What the names of a pipeline's parts start with that turn prompts into conditioning."""
+
+
+def model_folder(name: str, cache_dir: Path | None = None) -> Path:
+    """Where a model lies on this machine.
+
+    Args:
+        name: an embedded model (`tiny-sprint`), a published one (`sana`, `flux`, `sd-turbo`), a
+            folder in diffusers' layout, or the name of a repository that lies in the cache.
+        cache_dir: None: the Hugging Face cache.
+
+    Raises:
+        FileNotFoundError: the folder has no `model_index.json`, or there is no such model here.
+        ImportError: names the missing package and the command that installs it.
+    """
+    path = EMBEDDED.get(name, Path(name))
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise FileNotFoundError(f"{path} is no diffusers pipeline: it has no model_index.json")
+        return path
+    repository = PUBLISHED[name].repository if name in PUBLISHED else name
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError as error:
+        raise ImportError(_INSTALL) from error
+    try:
+        index = try_to_load_from_cache(repository, "model_index.json", cache_dir=cache_dir)
+    except HFValidationError:  # it cannot be the name of a repository
+        index = None
+    if not isinstance(index, str):
+        known = ", ".join((*EMBEDDED, *PUBLISHED))
+        raise FileNotFoundError(
+            f"no model {name!r}: it is neither known ({known}) nor a folder, or the Hugging Face "
+            f"cache does not hold it (hf download {repository} fetches it)"
+        )
+    return Path(index).parent
+
+
+_INSTALL = 'this needs diffusers and transformers: pip install "hypernoise[train]"'
 
 
 def load_pipeline(
-    name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    cache_dir: Path | None = None,
+    text_encoders: bool = True,
 ) -> Any:
     """A frozen pipeline in evaluation mode.
 
     Args:
-        name: an embedded model (`tiny-sprint`), a folder in diffusers' layout, or the name of a
-            repository that lies in the Hugging Face cache.
+        name: see `model_folder`.
+        text_encoders: False: without the parts that encode prompts.
 
     Raises:
         ImportError: names the missing package and the command that installs it.
-        FileNotFoundError: the folder has no `model_index.json`, or there is no such model here.
+        FileNotFoundError: there is no such model here, or a part of it is missing.
     """
+    folder = model_folder(name, cache_dir)
     try:
         from diffusers import DiffusionPipeline
     except ImportError as error:
-        raise ImportError(
-            'this needs diffusers and transformers: pip install "hypernoise[train]"'
-        ) from error
-    path = EMBEDDED.get(name, Path(name))
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        raise FileNotFoundError(f"{path} is no diffusers pipeline: it has no model_index.json")
-    source = str(path) if path.is_dir() else name
+        raise ImportError(_INSTALL) from error
+    left_out = {} if text_encoders else dict.fromkeys(text_parts(folder))
     try:
-        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, local_files_only=True)
+        pipeline = DiffusionPipeline.from_pretrained(
+            str(folder), dtype=dtype, local_files_only=True, **left_out
+        )
     except OSError as error:
-        raise FileNotFoundError(
-            f"no model {name!r}: it is neither embedded ({', '.join(EMBEDDED)}) nor a folder, and "
-            f"the Hugging Face cache does not hold it (hf download {name} fetches it)"
-        ) from error
+        raise FileNotFoundError(f"{folder} is no whole diffusers pipeline: {error}") from error
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
             component.to(memory_format=torch.channels_last)  # faster convolutions, same values
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def text_parts(folder: Path) -> list[str]:
+    """Names of the parts of the pipeline in a folder that encode prompts."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return [name for name in index if name.startswith(TEXT_PARTS)]

@@ -1,44 +1,72 @@
-"""Trains a noise hypernetwork on a frozen pipeline against rewards."""
+"""Trains a noise hypernetwork on a frozen pipeline against rewards; or, to compare, the generator.
+
+Each update sums the gradients of its images over batches and processes, and divides by their
+number: so uneven batches and batches that were left out change nothing but the number.
+"""
+
+from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..hypernoise_core.families import Conditioning, family_of_pipeline
+from ..hypernoise_core.adapter import load_adapter
+from ..hypernoise_core.families import Conditioning, Family, family_of_pipeline
+from ..hypernoise_core.generator_lora import GeneratorLora
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
 from ..hypernoise_core.rewards import Ensemble
+from .batches import Batch, BatchPlan
 from .config import TrainingConfig
-from .loss import LossTerms, hypernoise_loss
+from .loss import regulariser
+from .optimization import learning_rate, make_optimizer
+from .processes import join
+
+MAX_SKIPPED = 50
+"""Updates without a usable gradient, one after the other, that end a run."""
+
+Adapter = NoiseHypernetwork | GeneratorLora
+Metrics = dict[str, float]
 
 
-@dataclass
-class History:
-    """One entry a step; `seconds` counts from the start of training."""
+class Features(Protocol):
+    """Encoded prompts."""
 
-    reward: list[float] = field(default_factory=list)
-    penalty: list[float] = field(default_factory=list)
-    grad_norm: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    def rows(self, prompts: Sequence[str]) -> Conditioning:
+        """A row for each prompt."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one batch gave: the loss of each image, (B,), and what it is made of, detached."""
+
+    loss: Tensor
+    scores: dict[str, Tensor]
+    penalty: Tensor
+    norm: Tensor
 
 
 class Trainer:
-    """A run: frozen pipeline, rewards and prompts in; a trained hypernetwork out.
+    """A run: frozen pipeline, rewards and prompts in; a trained adapter out.
 
     Args:
-        pipeline: a diffusers pipeline of a known family.
-        rewards: score images (B, 3, H, W) in [0, 1] against prompts.
+        pipeline: a diffusers pipeline of a known family, on the device of the accelerator.
+        rewards: score images (B, 3, H, W) in [0, 1] against prompts; on the same device.
         prompts: what is trained on.
-        conditioning: of these prompts, a row each, as `encode_prompts` makes it.
+        features: the encoded prompts.
         size: height and width of the images in pixels.
         base_model: what the pipeline was loaded from, for the adapter's metadata.
+        accelerator: of this process; None: a new one.
 
     Raises:
-        ValueError: there are no prompts.
+        ValueError: there are no prompts, or a setting does not fit the pipeline.
+        AdapterError: `init_adapter` cannot be read or does not fit.
     """
 
     def __init__(
@@ -46,102 +74,294 @@ class Trainer:
         pipeline: Any,
         rewards: Ensemble,
         prompts: Sequence[str],
-        conditioning: Conditioning,
+        features: Features,
         config: TrainingConfig,
         *,
         size: tuple[int, int],
         base_model: str,
+        accelerator: Accelerator | None = None,
     ) -> None:
-        if not prompts:
-            raise ValueError("training needs at least one prompt")
-        self.pipeline, self.rewards, self.config = pipeline, rewards, config
+        self.pipeline, self.rewards, self.features = pipeline, rewards, features
+        self.config = config
+        self.accelerator = accelerator or join()
         self.family = family_of_pipeline(pipeline)
         self.network = self.family.network(pipeline)
-        self.prompts = list(prompts)
+        self.plan = BatchPlan(prompts, config)
         self.latent_shape = self.family.latent_shape(pipeline, *size)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.hypernetwork = NoiseHypernetwork.initialise(
-            self.network,
-            self.family,
-            rank=config.rank,
-            alpha=config.alpha,
-            generator=self.generator,
-            base_model=base_model,
-        )
-        self.history = History()
-        self._parameters = list(self.hypernetwork.parameters())
-        # A gets no gradient while B is still 0: a long memory of squared gradients would be too
-        # small at first, and the steps of A too large.
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-        )
-        self._conditioning = conditioning
+        adapter = make_adapter(self.network, self.family, config, base_model)
+        self.adapter: Adapter = adapter.to(self.accelerator.device)
+        self._average = None
+        if config.ema_decay:
+            average = get_ema_multi_avg_fn(config.ema_decay)
+            self._average = AveragedModel(self.adapter, multi_avg_fn=average)
+        self._parameters = list(self.adapter.parameters())
+        self._optimizer = make_optimizer(self._parameters, config)
+        self.step = 0
+        """Updates done."""
+        self.skipped = 0
+        """Batches left out because their loss was no number, and updates without a gradient."""
+        self._skipped_in_a_row = 0
+        self._seconds_before = 0.0  # of earlier sessions of a resumed run
+        self._stop = False
 
-    def run(self) -> NoiseHypernetwork:
-        """Trains to the last step, or to the time limit, under a progress bar."""
-        start, step, progress = time.monotonic(), 0, 0.0
-        with tqdm(total=self.config.steps, desc="training", unit="step") as bar:
-            while progress < 1:
-                self._set_learning_rate(step, progress)
-                terms, grad_norm = self._step()
-                step += 1
-                elapsed = time.monotonic() - start
-                progress = self._progress(step, elapsed)
-                self._record(terms, grad_norm, elapsed)
-                bar.update()
-                bar.set_postfix_str(
-                    f"reward {terms.reward.mean():.2f}, |f|^2 {terms.penalty:.3f}, "
-                    f"{step * self.config.batch_size / elapsed:.0f} images/s"
-                )
-        self.hypernetwork.metadata = replace(
-            self.hypernetwork.metadata, training_steps=step, rewards=self.rewards.weights
+    @property
+    def trained(self) -> Adapter:
+        """The adapter as it is to be used now: the moving average where there is one."""
+        adapter = self._average.module if self._average is not None else self.adapter
+        adapter.metadata = replace(
+            adapter.metadata, training_steps=self.step, rewards=self.rewards.weights
         )
-        return self.hypernetwork
+        return adapter
 
-    def _progress(self, step: int, elapsed: float) -> float:
+    def run(self) -> Adapter:
+        """Trains to the end of the run."""
+        for _ in self.updates():
+            pass
+        return self.trained
+
+    def stop(self) -> None:
+        """Ends the run after the update that is under way, in all processes."""
+        self._stop = True
+
+    def updates(self) -> Iterator[Metrics]:
+        """Trains, and gives the metrics of each update, which are the same in every process.
+
+        Means over the update's images: `loss`, each reward's name, `reward` (their weighted sum),
+        `penalty` and `norm` (of the modulated noise). Also `grad_norm` before clipping, `lr`,
+        `images`, `seconds` since the start and `skipped` so far.
+
+        Raises:
+            ValueError: no update in a long row gave a usable gradient.
+        """
+        start = time.monotonic() - self._seconds_before
+        progress = self._progress(self._seconds_before)
+        while progress < 1:
+            lr = learning_rate(self.config, self.step, progress)
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            metrics = self._update()
+            self.step += 1
+            elapsed = self._agree(time.monotonic() - start)
+            self._seconds_before = elapsed
+            progress = self._progress(elapsed)
+            stop = metrics.pop("stop")
+            yield metrics | {"lr": lr, "seconds": elapsed, "skipped": self.skipped}
+            if stop:
+                return
+
+    def _progress(self, elapsed: float) -> float:
         """Share of the run that is over, in steps or in seconds, whichever is more."""
         limit = self.config.max_seconds
-        return max(step / self.config.steps, elapsed / limit if limit else 0.0)
+        return max(self.step / self.plan.steps, elapsed / limit if limit else 0.0)
 
-    def _set_learning_rate(self, step: int, progress: float) -> None:
-        warmup = min(1.0, (step + 1) / max(1, self.config.warmup_steps))
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * warmup * max(0.02, 1 - progress)
+    def _agree(self, elapsed: float) -> float:
+        """The main process's clock, where the time decides about the learning rate."""
+        if self.config.max_seconds is None or self.accelerator.num_processes == 1:
+            return elapsed
+        main = elapsed if self.accelerator.is_main_process else 0.0
+        return float(self.accelerator.reduce(self._tensor([main]), "sum"))
 
-    def _step(self) -> tuple[LossTerms, float]:
-        batch = self.config.batch_size
-        chosen = torch.randint(len(self.prompts), (batch,), generator=self.generator)
-        noise = torch.randn(batch, *self.latent_shape, generator=self.generator)
-        conditioning = {key: value[chosen] for key, value in self._conditioning.items()}
-        delta = self.hypernetwork(self.network, noise, conditioning)
-        modulated = modulate(noise, delta)
-        modulated.register_hook(self._clip_images)  # on the reward's gradient alone
-        images = self._generate(modulated, conditioning)
-        reward = self.rewards.score(images, [self.prompts[i] for i in chosen])
-        terms = hypernoise_loss(delta, reward, self.config.penalty_weight)
+    def _update(self) -> Metrics:
+        evaluations: list[Metrics] = []
+
+        def closure() -> float:
+            evaluations.append(self._gradient())
+            return evaluations[-1]["loss"]
+
+        first = closure()
+        metrics = evaluations[0]
+        if not torch.isfinite(torch.tensor(metrics["grad_norm"])):
+            self._skip()
+            return metrics
+        self._skipped_in_a_row = 0
+        if self.config.optim == "lbfgs":
+            losses = chain([first], iter(closure, None))  # it asks first for what is known already
+            self._optimizer.step(lambda: next(losses))
+        else:
+            self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.adapter)
+        return metrics
+
+    def _skip(self) -> None:
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == MAX_SKIPPED:
+            raise ValueError(
+                f"{MAX_SKIPPED} updates in a row had no finite gradient, up to update "
+                f"{self.step + 1}: a lower --lr, --precision float32 or another reward may help"
+            )
+
+    def _gradient(self) -> Metrics:
+        """Leaves the gradient of this update in the parameters, clipped; returns its metrics."""
         self._optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
-        self._optimizer.step()
-        return terms, float(norm)
+        names = ["loss", *self.rewards.weights, "penalty", "norm"]
+        sums = torch.zeros(len(names) + 3, dtype=torch.float64)
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        for batch in self.plan.update(self.step):
+            terms = self._backward(batch.share(process, processes))
+            if terms is None:
+                continue
+            if not torch.isfinite(terms.loss).all():
+                sums[-1] += 1
+                continue
+            values = [terms.loss, *terms.scores.values(), terms.penalty, terms.norm]
+            sums[: len(names)] += torch.stack([v.detach().double().sum() for v in values]).cpu()
+            sums[-3] += len(terms.loss)
+        sums[-2] = float(self._stop)
+        *totals, images, stop, left_out = self._sum_over_processes(sums).tolist()
+        self.skipped += int(left_out)
+        self._average_gradients(images)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip)
+        metrics = {name: total / max(images, 1) for name, total in zip(names, totals, strict=True)}
+        metrics["reward"] = sum(w * metrics[name] for name, w in self.rewards.weights.items())
+        grad_norm = float(norm) if images else float("nan")
+        return metrics | {"grad_norm": grad_norm, "images": images, "stop": stop}
 
-    def _clip_images(self, gradient: Tensor) -> Tensor:
-        return clip_images(gradient, self.config.image_grad_quantile)
+    def _sum_over_processes(self, sums: Tensor) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return sums
+        return self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
 
-    def _generate(self, noise: Tensor, conditioning: Conditioning) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], by one step of the frozen generator."""
-        latents = self.family.denoise(self.pipeline, noise, conditioning, 1)
+    def _average_gradients(self, images: float) -> None:
+        for parameter in self._parameters:
+            if self.accelerator.num_processes > 1:
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(own, "sum")
+            if parameter.grad is not None:
+                parameter.grad /= max(images, 1)
+
+    def _backward(self, batch: Batch) -> Terms | None:
+        """Adds the gradient of the sum over this process's images; None if it has none."""
+        inputs = self._inputs(batch)
+        if self.config.train_type == "finetune":
+            return None if inputs is None else self._backward_through_generator(batch, *inputs)
+        return self._backward_through_noise(batch, inputs)
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Conditioning, list] | None:
+        if not batch.prompts:
+            return None
+        device = self.accelerator.device
+        noise, generators = batch.draw(self.latent_shape)
+        rows = self.features.rows(batch.prompts)
+        conditioning = {name: tensor.to(device) for name, tensor in rows.items()}
+        return noise.to(device), conditioning, generators
+
+    def _backward_through_noise(self, batch: Batch, inputs: tuple | None) -> Terms | None:
+        """The chain through the modulated noise in two parts, so that the reward's gradient there
+        can be clipped image by image."""
+        if inputs is None:
+            self._image_limit(self._tensor([]))
+            return None
+        noise, conditioning, generators = inputs
+        output = self.adapter(self.network, noise, conditioning)
+        modulated = output if self.adapter.metadata.replaces_noise else modulate(noise, output)
+        start = modulated.detach().requires_grad_(True)
+        images = self._images(start, conditioning, generators, batch.generator_steps)
+        scores = self.rewards.scores(images, batch.prompts)
+        reward_loss = self.rewards.image_losses(scores)
+        (gradient,) = torch.autograd.grad(reward_loss.sum(), start)
+        limit = self._image_limit(gradient.flatten(1).norm(dim=1))
+        penalty = regulariser(output, modulated, self.config.reg_type)
+        loss = reward_loss.detach() + self.config.reg_weight * penalty
+        if torch.isfinite(loss).all():
+            torch.autograd.backward([modulated, loss.sum()], [clip_images(gradient, limit), None])
+        return self._terms(loss, scores, penalty, modulated)
+
+    def _backward_through_generator(
+        self, batch: Batch, noise: Tensor, conditioning: Conditioning, generators: list
+    ) -> Terms:
+        with self.adapter.attached(self.network):
+            images = self._images(noise, conditioning, generators, batch.generator_steps)
+        scores = self.rewards.scores(images, batch.prompts)
+        loss = self.rewards.image_losses(scores)
+        if torch.isfinite(loss).all():
+            loss.sum().backward()
+        return self._terms(loss, scores, torch.zeros_like(loss), noise)
+
+    def _images(
+        self, noise: Tensor, conditioning: Conditioning, generators: list, steps: int
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1]."""
+        latents = self.family.denoise(self.pipeline, noise, conditioning, steps, generators)
         return self.family.decode(self.pipeline, latents)
 
-    def _record(self, terms: LossTerms, grad_norm: float, seconds: float) -> None:
-        self.history.reward.append(float(terms.reward.mean()))
-        self.history.penalty.append(float(terms.penalty))
-        self.history.grad_norm.append(grad_norm)
-        self.history.seconds.append(seconds)
+    def _terms(
+        self, loss: Tensor, scores: dict[str, Tensor], penalty: Tensor, noise: Tensor
+    ) -> Terms:
+        detached = {name: score.detach() for name, score in scores.items()}
+        return Terms(loss, detached, penalty.detach(), noise.detach().flatten(1).norm(dim=1))
+
+    def _image_limit(self, norms: Tensor) -> float:
+        """The quantile of the norms (B,) of the batch's images in all processes."""
+        quantile = self.config.image_grad_quantile
+        if quantile == 1:
+            return float("inf")
+        if self.accelerator.num_processes > 1:
+            padded = norms.new_full((self.config.batch_size,), float("nan"))
+            padded[: len(norms)] = norms
+            norms = self.accelerator.gather(padded)
+        return float(norms.nanquantile(quantile))
+
+    def _tensor(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, device=self.accelerator.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on as if the run had not stopped."""
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "seconds": self._seconds_before,
+            "adapter": self.adapter.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self.step, self.skipped = state["step"], state["skipped"]
+        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self._seconds_before = state["seconds"]
+        self.adapter.load_state_dict(state["adapter"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
 
 
-def clip_images(gradient: Tensor, quantile: float) -> Tensor:
-    """Scales down the images (B, C, H, W) whose L2 norm is above that quantile of the B norms."""
-    norms = gradient.flatten(1).norm(dim=1)
-    factors = (norms.quantile(quantile) / norms.clamp(min=1e-12)).clamp(max=1)
-    return gradient * factors.view(-1, 1, 1, 1)
+def make_adapter(
+    network: torch.nn.Module, family: Family, config: TrainingConfig, base_model: str
+) -> Adapter:
+    """The adapter that a run starts with, in float32 on the CPU.
+
+    Raises:
+        ValueError: the network has no layer of that name.
+        AdapterError: `init_adapter` cannot be read or does not fit.
+    """
+    if config.init_adapter is not None:
+        hypernetwork = load_adapter(config.init_adapter, family=family.name).float()
+        hypernetwork.check_fits(network)
+        return hypernetwork
+    shape = {"rank": config.lora_rank, "alpha": config.lora_alpha, "base_model": base_model}
+    shape |= {"adapt_depthwise": config.adapt_depthwise}
+    shape |= {"generator": torch.Generator().manual_seed(config.seed)}
+    if config.train_type == "finetune":
+        return GeneratorLora.initialise(network, family, **shape)
+    last = config.last_layer_name
+    if last is not None and last not in dict(network.named_modules()):
+        raise ValueError(
+            f"last_layer_name: {type(network).__name__} has no layer {last!r}; the last layer of "
+            f"{family.title} is {family.last_layer}"
+        )
+    replaces = not config.modulate_noise
+    return NoiseHypernetwork.initialise(
+        network, family, last_layer=last, replaces_noise=replaces, **shape
+    )
+
+
+def clip_images(gradient: Tensor, limit: float) -> Tensor:
+    """Scales down the images (B, C, H, W) whose L2 norm is above the limit."""
+    norms = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return gradient * (limit / norms).clamp(max=1).view(-1, 1, 1, 1)

@@ -78,6 +78,10 @@ class Family(ABC):
             (B, C, H, W) float32, as the VAE's decoder takes them before its scaling.
         """
 
+    def __deepcopy__(self, memo: dict) -> Family:
+        """Itself: a copy of an adapter is of the same family."""
+        return self
+
     def has_layer(self, name: str) -> bool:
         """Whether the family's network can have an adapted layer of that name."""
         return name == self.last_layer or re.match(self.signature, name) is not None

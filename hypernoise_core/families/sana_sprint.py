@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .family import Conditioning, Family, Generators, full_batch, network_dtype, stock_default
 
+_MARGIN = 8  # tokens, for what the text before the prompt changes about its tokens
+
 
 class SanaSprint(Family):
     """Conditioning: prompt_embeds (B, L, D), prompt_attention_mask (B, L), guidance (B,), the last
@@ -54,15 +56,24 @@ class SanaSprint(Family):
             complex_human_instruction = stock_default(pipeline, "complex_human_instruction")
         if max_sequence_length is None:
             max_sequence_length = stock_default(pipeline, "max_sequence_length")
-        with torch.no_grad():
-            embeds, mask = pipeline.encode_prompt(
+
+        def encode(length: int) -> tuple[Tensor, Tensor]:
+            return pipeline.encode_prompt(
                 list(prompts),
                 device=pipeline._execution_device,
                 clean_caption=clean_caption,
-                max_sequence_length=max_sequence_length,
+                max_sequence_length=length,
                 complex_human_instruction=complex_human_instruction,
             )
-        used = int(mask.sum(1).max())  # the rest is padding, which the network would mask
+
+        with torch.no_grad():
+            # Padding costs most of the time and changes nothing: no token sees what follows it.
+            enough = min(max_sequence_length, _longest(pipeline.tokenizer, prompts) + _MARGIN)
+            embeds, mask = encode(enough)
+            used = int(mask.sum(1).max())  # the rest is padding, which the network would mask
+            if used == enough < max_sequence_length:  # so some prompt may have been cut off
+                embeds, mask = encode(max_sequence_length)
+                used = int(mask.sum(1).max())
         conditioning = {
             "prompt_embeds": embeds[:, :used],
             "prompt_attention_mask": mask[:, :used],
@@ -105,6 +116,11 @@ class SanaSprint(Family):
                 velocity * sigma_data, t, latents, generator=generators, return_dict=False
             )
         return denoised / sigma_data
+
+
+def _longest(tokenizer: Any, prompts: Sequence[str]) -> int:
+    """Tokens of the longest prompt, as the pipeline prepares it."""
+    return max(map(len, tokenizer([prompt.lower().strip() for prompt in prompts]).input_ids))
 
 
 def _trigflow(network: nn.Module, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:

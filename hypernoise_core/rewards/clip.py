@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -51,12 +51,16 @@ class ClipTokenizer:
 class ClipEncoder(nn.Module, ABC):
     """A frozen CLIP: unit features of images and texts, in float32."""
 
+    text_parts: ClassVar[tuple[str, ...]]
+    """What of `model` only texts need."""
+
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self._text_features: OrderedDict[str, Tensor] = OrderedDict()  # on the CPU
+        self._lookup: Callable[[Sequence[str]], Tensor] | None = None
 
     @property
     def scale(self) -> Tensor:
@@ -81,7 +85,13 @@ class ClipEncoder(nn.Module, ABC):
         return F.normalize(self.encode_image(pixels.to(dtype)).float(), dim=-1)
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Unit vectors (B, D) on the network's device, remembered for each prompt."""
+        """Unit vectors (B, D) on the network's device, remembered for each prompt.
+
+        Raises:
+            ValueError: texts are fixed, and the prompt is not among them.
+        """
+        if self._lookup is not None:
+            return self._lookup(prompts).to(self.model.logit_scale.device)
         known = self._text_features
         new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in known))
         # Nodes run in inference mode, whose tensors could not take part in a gradient later.
@@ -97,9 +107,34 @@ class ClipEncoder(nn.Module, ABC):
                 known.popitem(last=False)
             return chosen.to(self.model.logit_scale.device)
 
+    def text_tower(self) -> dict[str, Tensor]:
+        """The weights of the text side by name: equal ones give equal text features.
+
+        Raises:
+            ValueError: `fix_texts` has let go of them.
+        """
+        if self._lookup is not None:
+            raise ValueError("the texts of this CLIP are fixed: it has no text tower any more")
+        weights = self.model.state_dict().items()
+        return {name: w for name, w in weights if name.split(".")[0] in self.text_parts}
+
+    def fix_texts(self, lookup: Callable[[Sequence[str]], Tensor]) -> None:
+        """From now on text features are looked up; the text tower and its memory are let go.
+
+        Args:
+            lookup: unit vectors (B, D) of B prompts on any device, as `text_features` gave them;
+                raises a ValueError for a prompt that it does not know.
+        """
+        self._lookup = lookup
+        self._text_features.clear()
+        for part in self.text_parts:
+            setattr(self.model, part, None)
+
 
 class TransformersClip(ClipEncoder):
     """A CLIPModel of transformers."""
+
+    text_parts = ("text_model", "text_projection")
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
@@ -116,6 +151,15 @@ class TransformersClip(ClipEncoder):
 
 class OpenClip(ClipEncoder):
     """A CLIP of OpenCLIP."""
+
+    text_parts = (
+        "transformer",
+        "token_embedding",
+        "positional_embedding",
+        "ln_final",
+        "text_projection",
+        "attn_mask",
+    )
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         return self.model.encode_image(pixels)

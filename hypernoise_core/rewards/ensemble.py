@@ -69,13 +69,17 @@ class Ensemble(nn.Module):
         """The weighted sum of the scores (B,), differentiable in images."""
         return self.total(self.scores(images, prompts))
 
-    def loss(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The paper's loss, a scalar: the weighted sum of the rewards' own."""
-        scores = self.scores(images, prompts)
+    def image_losses(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """The paper's loss of each image, (B,), from what `scores` gave: the weighted sum of the
+        rewards' own, which are their offset minus the score."""
         return sum(
-            weight * (reward.loss_offset - scores[name].mean())
+            weight * (reward.loss_offset - scores[name])
             for (name, weight), reward in zip(self.weights.items(), self._members, strict=True)
         )
+
+    def loss(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The paper's loss, a scalar: the mean over the images."""
+        return self.image_losses(self.scores(images, prompts)).mean()
 
     def complaints(self, prompts: Sequence[str]) -> list[str]:
         """One sentence for each reward and prompt that is longer than what the reward reads."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..execution import checkpoint_block
 from .images import ImageBatch
 from .weights import WeightFile, WeightStore
 
@@ -75,18 +76,6 @@ class Reward(nn.Module, ABC):
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer blocks that an image passes through."""
         return ()
-
-
-def checkpoint_block(block: nn.Module) -> None:
-    """From now on the block's activations are recomputed in the backward pass."""
-    if hasattr(block, "_forward_without_checkpoint"):
-        return
-    forward = block._forward_without_checkpoint = block.forward
-
-    def recomputing(*args: object, **kwargs: object) -> object:
-        return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    block.forward = recomputing
 
 
 def check_batch(images: Tensor, prompts: Sequence[str]) -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from hypernoise.hypernoise_core.families import FAMILIES, family_of_pipeline, looks_like
+from hypernoise.hypernoise_core.families.family import stock_default
 from hypernoise.hypernoise_core.families.flux import pack_latents, unpack_latents
 from hypernoise.hypernoise_core.hypernetwork import draw_noise, seed_generators
+from hypernoise.training.pipelines import load_pipeline
 
 
 def stock_images(tiny, steps, generators, **options):
@@ -77,26 +79,64 @@ def test_the_output_of_a_prompt_does_not_depend_on_its_batch(tiny):
         torch.testing.assert_close(tiny.predict()[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
+def words(prompts, **options):
+    """A tokenizer: a token a word."""
+    return types.SimpleNamespace(input_ids=[prompt.split() for prompt in prompts])
+
+
 def test_sana_encodes_with_the_stock_pipelines_instruction_unless_told(tiny_sana, monkeypatch):
     seen = {}
 
-    def encode_prompt(prompts, **options):
-        seen.update(options, prompts=prompts)
-        mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
-        return torch.randn(2, 5, 12), mask
+    def encode_prompt(prompts, *, max_sequence_length, **options):
+        seen.update(options, prompts=prompts, length=max_sequence_length)
+        mask = torch.zeros(2, max_sequence_length)
+        mask[:, :3] = 1
+        return torch.randn(2, max_sequence_length, 12), mask
 
     monkeypatch.setattr(tiny_sana.pipeline, "encode_prompt", encode_prompt)
+    monkeypatch.setattr(tiny_sana.pipeline, "tokenizer", words)
     c = tiny_sana.family.encode(tiny_sana.pipeline, ("a", "b"))
     assert seen["prompts"] == ["a", "b"]
-    assert seen["max_sequence_length"] == 300
+    assert 3 < seen["length"] < 20  # far from the stock pipeline's 300, which would be padding
     assert seen["complex_human_instruction"][-1] == "User Prompt: "
     torch.testing.assert_close(c["guidance"], torch.full((2,), 0.45))
     assert c["prompt_embeds"].shape == (2, 3, 12)  # padding behind the longest prompt is cut
     tiny_sana.family.encode(
-        tiny_sana.pipeline, ["a", "b"], complex_human_instruction=None, max_sequence_length=77
+        tiny_sana.pipeline, ["a", "b " * 90], complex_human_instruction=None, max_sequence_length=77
     )
     assert seen["complex_human_instruction"] is None
-    assert seen["max_sequence_length"] == 77
+    assert seen["length"] == 77
+
+
+def test_sana_never_cuts_a_prompt_that_the_stock_pipeline_reads_whole(tiny_sana, monkeypatch):
+    """Here a word has 20 tokens once the instruction stands before it."""
+    lengths = []
+
+    def encode_prompt(prompts, *, max_sequence_length, **options):
+        lengths.append(max_sequence_length)
+        mask = (torch.arange(max_sequence_length) < 20).long()[None]
+        return torch.randn(1, max_sequence_length, 12), mask
+
+    monkeypatch.setattr(tiny_sana.pipeline, "encode_prompt", encode_prompt)
+    monkeypatch.setattr(tiny_sana.pipeline, "tokenizer", words)
+    c = tiny_sana.family.encode(tiny_sana.pipeline, ["a"])
+    assert lengths[0] < 20 and lengths[1] == 300
+    assert c["prompt_embeds"].shape == (1, 20, 12)
+
+
+def test_sana_encodes_the_same_as_with_the_stock_pipeline_s_padding():
+    pipeline = load_pipeline("tiny-sprint")
+    prompts = ["a red circle", "A photo of two BLUE squares", ""]
+    c = family_of_pipeline(pipeline).encode(pipeline, prompts)
+    with torch.no_grad():
+        instruction = stock_default(pipeline, "complex_human_instruction")
+        embeds, mask = pipeline.encode_prompt(
+            prompts, device="cpu", complex_human_instruction=instruction
+        )
+    length = c["prompt_embeds"].shape[1]
+    assert length == int(mask.sum(1).max())
+    assert torch.equal(c["prompt_attention_mask"], mask[:, :length])
+    torch.testing.assert_close(c["prompt_embeds"], embeds[:, :length], rtol=1e-5, atol=1e-5)
 
 
 def test_padding_that_encode_cuts_changes_nothing(tiny_sana):

@@ -84,6 +84,40 @@ def test_given_noise_changes_nothing_but_the_noise(tiny, encoded):
         generate(tiny.pipeline, ["a", "b"], noise=base.noise[:1], **run)
 
 
+def test_the_hypernetwork_can_be_told_another_prompt_than_the_generator(tiny, encoded):
+    f, run = tiny.hypernetwork(), {"height": 16, "width": 16, "batch_size": 2}
+    other = {name: tensor[2:] for name, tensor in tiny.conditioning.items()}
+    told = {"seeds": [1, 2, 3], "noise_conditioning": other, **run}
+    made = generate(tiny.pipeline, ["a", "b", "a"], f, **told)
+    hears_c = generate(tiny.pipeline, ["c", "c", "c"], f, seeds=[1, 2, 3], **run)
+    torch.testing.assert_close(made.delta, hears_c.delta, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(made.images, hears_c.images)
+    by_hand = made.noise + made.delta
+    same = generate(tiny.pipeline, ["a", "b", "a"], noise=by_hand, seeds=[1, 2, 3], **run)
+    torch.testing.assert_close(made.images, same.images, rtol=1e-4, atol=1e-4)
+
+
+def test_each_image_can_have_a_noise_prompt_of_its_own(tiny, encoded):
+    f, run = tiny.hypernetwork(), {"seeds": [1, 2, 3], "height": 16, "width": 16, "batch_size": 2}
+    prompts = ["a", "b", "c"]
+    own = generate(tiny.pipeline, prompts, f, **run)
+    same = generate(tiny.pipeline, prompts, f, noise_conditioning=tiny.conditioning, **run)
+    assert torch.equal(same.images, own.images)
+    two = {name: tensor[:2] for name, tensor in tiny.conditioning.items()}
+    with pytest.raises(ValueError, match="noise_conditioning has 2 rows of .* for 3 prompts"):
+        generate(tiny.pipeline, prompts, f, noise_conditioning=two, **run)
+
+
+def test_a_gradient_can_be_taken_after_images_were_generated(tiny, encoded):
+    """Generation runs in inference mode: nothing that it leaves behind may stand in the way."""
+    f = tiny.hypernetwork()
+    generate(tiny.pipeline, ["a"], f, seeds=[1], height=16, width=16)
+    delta = f(tiny.network, tiny.noise, tiny.conditioning)
+    latents = tiny.family.denoise(tiny.pipeline, tiny.noise + delta, tiny.conditioning, 1)
+    tiny.family.decode(tiny.pipeline, latents).mean().backward()
+    assert any(p.grad.abs().sum() > 0 for p in f.parameters())
+
+
 def test_encoding_in_batches_joins_prompts_of_any_length(tiny_sana, monkeypatch):
     def encode(_, pipeline, prompts, **overrides):
         length = max(len(prompt) for prompt in prompts)

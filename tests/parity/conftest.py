@@ -21,6 +21,7 @@ class Case:
     """One folder: a stock pipeline without text encoders, the adapter, inputs and outputs."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.family = family_of_folder(folder)
         self.hypernetwork = load_adapter(folder / "adapter")
         self.tensors = load_file(folder / "inference.safetensors")

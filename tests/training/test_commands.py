@@ -128,7 +128,7 @@ def test_a_short_demo_writes_the_whole_report(tmp_path):
         assert len(entry["checker"]) == 6
     assert report["train_seconds"] > 0 and report["seeds"]["training"] == 5
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and "http" not in page
+    assert page.count("data:image/png;base64,") == 2 and "://" not in page
     for name in ("side_by_side.png", "training_curves.png"):
         assert Image.open(tmp_path / name).width > 500
         assert str(tmp_path / name) in result.stdout

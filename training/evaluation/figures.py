@@ -1,14 +1,33 @@
-"""The pictures of a report: images side by side, and the curves of a training run."""
+"""The pictures of a report: images side by side, and curves over the steps of a run."""
 
+import io
+import math
 import textwrap
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..trainer import History
+from ...hypernoise_core.atomic_file import write_atomically
 
 _SMOOTHING = 0.9  # of the running mean drawn over the curves
+_COLUMNS = 3  # of curves beside each other
+_PROMPT_LINES = 6  # of a prompt above its column
+_BLUE, _LIGHT_BLUE, _ORANGE = "#1f4e8c", "#9db8d9", "#c2571a"
+_JPEG_QUALITY = 90
+
+
+class GainPoint(NamedTuple):
+    """A gain over the base at one step, with the ends of its 95% confidence interval."""
+
+    step: int
+    mean: float
+    low: float
+    high: float
 
 
 def side_by_side(
@@ -16,18 +35,22 @@ def side_by_side(
     prompts: list[str],
     rows: dict[str, Tensor],
     marks: dict[str, list[bool]] | None = None,
+    *,
+    dpi: int = 110,
 ) -> None:
     """Writes a grid: a column for each prompt, a row for each method.
 
     Args:
+        path: of a .png or .jpg.
         rows: images (N, 3, H, W) in [0, 1] by method name, one for each prompt.
         marks: by method, whether each image is right; its frame is green or red then.
+        dpi: an image is about 1.3 times as many pixels wide.
     """
     columns = len(prompts)
-    figure = Figure(figsize=(1.35 * columns + 1.0, 1.5 * len(rows) + 0.8), dpi=110)
+    figure = Figure(figsize=(1.35 * columns + 1.0, 1.5 * len(rows) + 0.8), dpi=dpi)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (name, images) in zip(axes, rows.items(), strict=True):
-        row[0].set_ylabel(name, fontsize=9)
+        row[0].set_ylabel(_wrapped(name), fontsize=9, parse_math=False)
         for i, (axis, image) in enumerate(zip(row, images, strict=True)):
             axis.imshow(image.permute(1, 2, 0).float().clamp(0, 1).numpy())
             axis.set_xticks([])
@@ -35,36 +58,136 @@ def side_by_side(
             if marks:
                 _frame(axis, "#2e9e4f" if marks[name][i] else "#cc3b3b")
     for axis, prompt in zip(axes[0], prompts, strict=True):
-        axis.set_title("\n".join(textwrap.wrap(prompt, 18)), fontsize=7)
-    figure.tight_layout(pad=0.6)
-    figure.savefig(path)
+        axis.set_title(_wrapped(prompt), fontsize=7, parse_math=False)
+    with warnings.catch_warnings():
+        # The font shows boxes for letters that it lacks; a warning for each would bury the rest.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.tight_layout(pad=0.6)
+        _save(figure, path)
 
 
-def _frame(axis, color: str) -> None:
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, 18, max_lines=_PROMPT_LINES, placeholder=" ..."))
+
+
+def _frame(axis: Axes, color: str) -> None:
     for spine in axis.spines.values():
         spine.set_color(color)
         spine.set_linewidth(2.5)
 
 
-def training_curves(path: Path, history: History) -> None:
-    """Writes reward and mean |f|^2 against the step, raw and smoothed."""
-    figure = Figure(figsize=(9, 3.2), dpi=110)
-    curves = {"reward": history.reward, "mean |f|²": history.penalty}
-    axes = figure.subplots(1, len(curves))
-    for axis, (name, values) in zip(axes, curves.items(), strict=True):
-        axis.plot(values, color="#9db8d9", linewidth=0.8)
-        axis.plot(_smooth(values), color="#1f4e8c", linewidth=1.8)
-        axis.set_xlabel("step")
-        axis.set_title(name, fontsize=10)
-        axis.grid(alpha=0.3)
+def training_curves(path: Path, history: Mapping[str, Sequence[float]]) -> None:
+    """Writes curves, raw and smoothed, of values at each step from the first on, by title."""
+    _save(curves({name: dict(enumerate(values, 1)) for name, values in history.items()}), path)
+
+
+def curves(history: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Curves, raw and smoothed, of values by step, by title; a title says how many are no number.
+
+    Raises:
+        ValueError: there is no curve.
+    """
+    figure, axes = _grid(len(history))
+    for axis, (name, points) in zip(axes, history.items(), strict=True):
+        values = [value if math.isfinite(value) else math.nan for value in points.values()]
+        marker = "." if len(values) < 30 else None  # a single value would draw no line
+        axis.plot(list(points), values, color=_LIGHT_BLUE, linewidth=0.8, marker=marker)
+        axis.plot(list(points), _smooth(values), color=_BLUE, linewidth=1.8)
+        missing = sum(map(math.isnan, values))
+        axis.set_title(f"{name} ({missing} no number)" if missing else name, fontsize=10)
     figure.tight_layout()
-    figure.savefig(path)
+    return figure
 
 
-def _smooth(values: list[float]) -> list[float]:
+def gain_curves(gains: Mapping[str, Sequence[GainPoint]]) -> Figure:
+    """Gains over the base, which is the line at 0, with their confidence bands, by title.
+
+    Raises:
+        ValueError: there is no curve.
+    """
+    figure, axes = _grid(len(gains))
+    for axis, (name, points) in zip(axes, gains.items(), strict=True):
+        axis.axhline(0, color="#777777", linewidth=0.8)
+        _draw_gain(axis, points, _BLUE)
+        axis.set_title(name, fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def two_gains(
+    first: tuple[str, Sequence[GainPoint]], second: tuple[str, Sequence[GainPoint]]
+) -> Figure:
+    """Two gains in one picture, each with a scale of its own; the base is at the same height."""
+    figure = Figure(figsize=(9, 3.6), dpi=110)
+    left = figure.subplots()
+    right = left.twinx()
+    left.axhline(0, color="#777777", linewidth=0.8)
+    for axis, (name, points), color in ((left, first, _BLUE), (right, second, _ORANGE)):
+        _draw_gain(axis, points, color)
+        axis.set_ylabel(f"gain in {name}", color=color)
+        axis.tick_params(axis="y", colors=color)
+    _align_zeros([(left, first[1]), (right, second[1])])
+    left.set_xlabel("step")
+    left.grid(alpha=0.3)
+    figure.tight_layout()
+    return figure
+
+
+def _draw_gain(axis: Axes, points: Sequence[GainPoint], color: str) -> None:
+    steps, means, lows, highs = zip(*points, strict=True)
+    axis.fill_between(steps, lows, highs, color=color, alpha=0.15, linewidth=0)
+    axis.vlines(steps, lows, highs, color=color, alpha=0.5, linewidth=1)
+    axis.plot(steps, means, color=color, linewidth=1.8, marker="o", markersize=4)
+
+
+def _align_zeros(axes: Sequence[tuple[Axes, Sequence[GainPoint]]]) -> None:
+    """Gives the scales limits that hold all points and have 0 at the same height."""
+    extents = []
+    for _, points in axes:
+        ends = [0.0, *filter(math.isfinite, (end for p in points for end in p[1:]))]
+        extents.append((-min(ends), max(ends)))  # below and above 0
+    shares = [below / (below + above) for below, above in extents if below + above]
+    zero = min(0.9, max(0.1, sum(shares) / len(shares))) if shares else 0.5
+    for (axis, _), (below, above) in zip(axes, extents, strict=True):
+        span = 1.1 * max(below / zero, above / (1 - zero)) or 1.0
+        axis.set_ylim(-zero * span, (1 - zero) * span)
+
+
+def _grid(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with that many plots over steps."""
+    if not count:
+        raise ValueError("there is no curve to draw")
+    columns = min(count, _COLUMNS)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(9, (3.2 if columns < _COLUMNS else 2.4) * rows), dpi=110)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    for axis in axes[:count]:
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    return figure, axes[:count]
+
+
+def _smooth(values: Iterable[float]) -> list[float]:
+    """The running mean; where a value is NaN it stays where it was."""
     smoothed, total, weight = [], 0.0, 0.0
     for value in values:
-        total = _SMOOTHING * total + value
-        weight = _SMOOTHING * weight + 1
-        smoothed.append(total / weight)
+        if not math.isnan(value):
+            total = _SMOOTHING * total + value
+            weight = _SMOOTHING * weight + 1
+        smoothed.append(total / weight if weight else math.nan)
     return smoothed
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as a file of its own."""
+    figure.savefig(content := io.BytesIO(), format="png")
+    return content.getvalue()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    kind = path.suffix.removeprefix(".")
+    options = {"pil_kwargs": {"quality": _JPEG_QUALITY}} if kind == "jpg" else {}
+    figure.savefig(content := io.BytesIO(), format=kind, **options)
+    write_atomically(path, content.getvalue())

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
 tr.ours { background: #eef5ff; font-weight: 600; }
+p.warning { border-left: .3rem solid #cc3b3b; background: #fdf1f1; padding: .6rem 1rem; }
 img { max-width: 100%; height: auto; }
 """
+_MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
@@ -33,39 +36,70 @@ def write_html(
     figures: dict[str, Path],
     emphasised: str,
 ) -> None:
-    """Writes one self-contained page.
+    """Writes one self-contained page that compares methods.
 
     Args:
         summary: paragraphs of plain text.
         methods: as in report.json; see `method_entry`.
-        figures: pictures (PNG) by caption, embedded in the page.
+        figures: pictures (.png or .jpg) by caption, embedded in the page.
         emphasised: the method whose row stands out.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>"]
-    parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in summary]
-    parts.append(_table(methods, emphasised))
-    for caption, picture in figures.items():
-        data = base64.b64encode(picture.read_bytes()).decode()
-        text = html.escape(caption)
-        parts.append(f'<h2>{text}</h2><img alt="{text}" src="data:image/png;base64,{data}">')
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    body = "\n".join(parts)
+    parts = [paragraph(text) for text in summary]
+    parts.append(_methods_table(methods, emphasised))
+    parts += [picture(caption, path) for caption, path in figures.items()]
+    write_page(path, title, parts)
+
+
+def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
+    """Writes a page of parts, which `heading`, `paragraph`, `table` and `picture` make."""
+    name = html.escape(title)
+    head = f'<meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style>'
+    body = "\n".join([f"<h1>{name}</h1>", *parts])
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
     write_atomically(path, page.encode())
 
 
-def _table(methods: dict[str, dict[str, Any]], emphasised: str) -> str:
+def heading(text: str) -> str:
+    """A heading below the page's title."""
+    return f"<h2>{html.escape(text)}</h2>"
+
+
+def paragraph(text: str, *, warning: bool = False) -> str:
+    """A paragraph of plain text; a warning stands out."""
+    return f"<p{' class=warning' if warning else ''}>{html.escape(text)}</p>"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], emphasised: str = "") -> str:
+    """A table of texts; the row whose first cell is `emphasised` stands out."""
+    lines = [
+        f"<tr{' class=ours' if row[0] == emphasised else ''}>{_cells('td', row)}</tr>"
+        for row in rows
+    ]
+    header = f"<thead><tr>{_cells('th', head)}</tr></thead>"
+    return f"<table>{header}<tbody>{''.join(lines)}</tbody></table>"
+
+
+def _cells(tag: str, texts: Sequence[str]) -> str:
+    return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
+
+
+def picture(caption: str, content: Path | bytes) -> str:
+    """A picture below its caption, embedded: a .png or .jpg file, or a PNG's bytes."""
+    is_file = isinstance(content, Path)
+    mime = _MIME_TYPES[content.suffix] if is_file else "image/png"
+    data = base64.b64encode(content.read_bytes() if is_file else content).decode()
+    return f'{heading(caption)}<img alt="{html.escape(caption)}" src="data:{mime};base64,{data}">'
+
+
+def _methods_table(methods: dict[str, dict[str, Any]], emphasised: str) -> str:
     categories = list(next(iter(methods.values()))["checker"])
-    names = ["method", *categories, "checker mean", "reward", "seconds per image"]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     rows = []
     for name, entry in methods.items():
         numbers = [f"{entry['checker'][category]:.2f}" for category in categories]
         numbers += [f"{entry['checker_mean']:.3f}", f"{entry['reward_mean']:.2f}"]
-        numbers.append(f"{entry['seconds_per_image']:.4f}")
-        cells = "".join(f"<td>{text}</td>" for text in (html.escape(name), *numbers))
-        rows.append(f"<tr{' class=ours' if name == emphasised else ''}>{cells}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        rows.append([name, *numbers, f"{entry['seconds_per_image']:.4f}"])
+    head = ["method", *categories, "checker mean", "reward", "seconds per image"]
+    return table(head, rows, emphasised)
 
 
 def method_entry(

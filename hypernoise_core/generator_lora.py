@@ -1,0 +1,192 @@
+"""A LoRA on the generator itself, trained on the same rewards: what the method is compared with.
+
+Its file is an ordinary LoRA for diffusers and ComfyUI. It has no alpha: B is stored times
+alpha / rank, because without an alpha both take the scale for 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from .adapter import find_weights
+from .atomic_file import write_atomically
+from .families import Family, get_family
+from .lora import LoraBranch, attach, own_targets
+from .lora_adapter import LoraAdapter, initial_branches
+from .metadata import (
+    GENERATOR_LORA,
+    AdapterError,
+    AdapterMetadata,
+    is_generator_lora,
+    is_hypernoise_header,
+)
+from .module_names import parse_weights
+from .tensor_file import TensorFileError, read_tensors
+
+COMFYUI_PREFIX = "diffusion_model."  # ComfyUI's own names of a network's layers
+
+
+class GeneratorLora(LoraAdapter):
+    """The LoRA weights; the frozen network they act on is an argument of `attached`."""
+
+    @classmethod
+    def initialise(
+        cls,
+        network: nn.Module,
+        family: Family | str,
+        *,
+        rank: int,
+        alpha: float,
+        adapt_depthwise: bool = False,
+        generator: torch.Generator | None = None,
+        base_model: str | None = None,
+    ) -> GeneratorLora:
+        """A new LoRA on every Linear and Conv2d of the network, in float32 on the CPU, giving 0.
+
+        A is Gaussian with deviation 1 / rank (peft's "gaussian"), B is zero.
+
+        Args:
+            network: the frozen network of a diffusers pipeline.
+            adapt_depthwise: refused where the network has grouped convolutions, because no LoRA
+                file can hold a dense branch beside one.
+            generator: a CPU generator for A.
+            base_model: repository or folder of the generator, for the metadata.
+
+        Raises:
+            AdapterError: the network is not of the family, or has layers that cannot be adapted.
+        """
+        family = get_family(family) if isinstance(family, str) else family
+        if adapt_depthwise:
+            _refuse_grouped(network)
+        metadata = AdapterMetadata(
+            family=family.name,
+            rank=rank,
+            alpha=float(alpha),
+            last_layer=family.last_layer,
+            base_model=base_model,
+        )
+        return cls(initial_branches(network, family, rank, alpha, False, generator), metadata)
+
+    def attached(self, network: nn.Module) -> AbstractContextManager[set[str]]:
+        """A context in which every layer adds its branch in calls of the network; see `attach`.
+
+        Args:
+            network: the family's diffusers network.
+
+        Raises:
+            AdapterError: a branch does not fit.
+        """
+        self.check_fits(network)
+        return attach(network, self.branches, own_targets(self.layer_names))
+
+
+def _refuse_grouped(network: nn.Module) -> None:
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            raise AdapterError(
+                f"adapt_depthwise is for noise hypernetworks: beside the depthwise convolution "
+                f"{name} a LoRA on the generator could be loaded by neither diffusers nor ComfyUI"
+            )
+
+
+def save_generator_lora(
+    lora: GeneratorLora,
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    for_comfyui: bool = False,
+) -> Path:
+    """Write a LoRA that `pipeline.load_lora_weights` takes, and ComfyUI's Load LoRA as well.
+
+    One file serves both for FLUX and SD-Turbo. SANA-Sprint has no name that both know: its file is
+    for diffusers, or for ComfyUI, which knows the layers by the names of its own network only.
+
+    Args:
+        path: of the .safetensors file; a reader sees the old one or the whole new one.
+        dtype: of the weights.
+        for_comfyui: write names for ComfyUI where one file cannot serve both.
+
+    Raises:
+        ValueError: the path has another ending, or a weight is no finite number in that dtype.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"a LoRA is written as one .safetensors file, not as {path}")
+    tensors = {}
+    for name, branch in lora.branches.items():
+        down, up = _keys(lora.family, name, for_comfyui)
+        tensors[down] = _stored(branch.down, dtype, name)
+        tensors[up] = _stored(branch.up.float() * branch.scale, dtype, name)
+    metadata = replace(lora.metadata, alpha=float(lora.metadata.rank))
+    header = metadata.to_header() | GENERATOR_LORA | {"format": "pt"}
+    write_atomically(path, serialise(tensors, header))
+    return path
+
+
+def _stored(weight: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    stored = weight.detach().to("cpu", dtype).contiguous()
+    if not torch.isfinite(stored).all():
+        raise ValueError(f"weights of {name} are too large for {dtype}, or no numbers")
+    return stored
+
+
+def _keys(family: Family, layer: str, for_comfyui: bool) -> tuple[str, str]:
+    """The keys of A and B, such that diffusers and ComfyUI both know them where they can."""
+    if family.network_attribute == "unet":
+        # Of diffusers' old names, those that ComfyUI has kept: attention's differ from the rest.
+        if ".to_" in layer:
+            layer = layer.removesuffix(".0").replace(".to_", ".processor.to_") + "_lora"
+        else:
+            layer += ".lora"
+        return f"unet.{layer}.down.weight", f"unet.{layer}.up.weight"
+    own_names = for_comfyui and family.name == "sana_sprint"
+    prefix = COMFYUI_PREFIX if own_names else f"{family.network_attribute}."
+    return f"{prefix}{layer}.lora_A.weight", f"{prefix}{layer}.lora_B.weight"
+
+
+def _plain(key: str) -> str:
+    """A key of `_keys` in the form that is read everywhere."""
+    key = key.removeprefix(COMFYUI_PREFIX)
+    if ".processor." in key:
+        key = key.replace(".processor.", ".").replace(".to_out_lora.", ".to_out.0_lora.")
+    return key.replace("_lora.", ".lora.")
+
+
+def load_generator_lora(path: str | Path) -> GeneratorLora:
+    """Read what `save_generator_lora` wrote.
+
+    Returns:
+        The LoRA on the CPU, in the dtype of the file; its parameters take gradients. It computes
+        what the saved one did, with alpha = rank.
+
+    Raises:
+        AdapterError: the file is missing, damaged, or a LoRA of another kind.
+    """
+    weights = find_weights(Path(path))
+    try:
+        # Nodes run in inference mode, whose tensors could never be trained later.
+        with torch.inference_mode(False):
+            return _build(*read_tensors(weights))
+    except TensorFileError as error:
+        raise AdapterError(str(error)) from error
+    except AdapterError as error:
+        raise AdapterError(f"{path}: {error}") from error
+
+
+def _build(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> GeneratorLora:
+    if not is_generator_lora(header):
+        found = "a noise hypernetwork" if is_hypernoise_header(header) else "another file"
+        raise AdapterError(f"this is {found}, not a LoRA on the generator that hypernoise trained")
+    layers = parse_weights({_plain(key): tensor for key, tensor in tensors.items()}).layers
+    branches = {
+        name: LoraBranch(weights.down, weights.up, alpha=weights.down.shape[0])
+        for name, weights in layers.items()
+    }
+    return GeneratorLora(branches, AdapterMetadata.from_header(header))

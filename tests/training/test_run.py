@@ -1,0 +1,266 @@
+"""`hypernoise train` as people run it: its folder, and every way in which a run can end early."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hypernoise.hypernoise_core.adapter import load_adapter
+from hypernoise.training.checkpoints import Checkpoints
+from hypernoise.training.tracking import read
+
+SETTINGS = {
+    "model": "tiny-sprint",
+    "precision": "float32",
+    "lora_rank": 2,
+    "optim": "adamw",
+    "schedule": "cosine",
+    "warmup_steps": 1,
+    "batch_size": 4,
+    "image_grad_quantile": 0.5,
+    "steps": 8,
+    "ema_decay": 0.5,
+    "eval_prompts": 4,
+    "log_every": 4,
+    "save_every": 1,
+    "tracker": "none",
+}
+PROMPTS = [
+    "a red circle",
+    "two blue squares",
+    "a white triangle above a green square",
+    "a purple square",
+    "a green circle and a red square",
+    "three yellow triangles",
+    "a blue circle",
+    "a yellow square left of a red circle",
+    "a triangle",
+    "four green circles",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a config, prompts, and a cache that all runs share."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    settings = SETTINGS | {"task": "prompts.txt", "cache_dir": "cache"}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    (folder / "config.toml").write_text(
+        "\n".join([*lines, "[rewards]", "redness = 1.0", "tiny-preference = 0.1"])
+    )
+    return folder
+
+
+def command(*arguments: str, processes: int = 1) -> list[str]:
+    run = [sys.executable, "-c", "from hypernoise.training.cli import main; main()"]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+        run = [sys.executable, *launcher, str(processes), "-m", "hypernoise.training.cli"]
+    return [*run, "train", "--config", "config.toml", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def train(folder: Path, *arguments: str, processes: int = 1, **options):
+    return subprocess.run(
+        command(*arguments, processes=processes),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen, step: int) -> None:
+    while not any(
+        int(path.stem[5:]) >= step for path in Checkpoints(run / "checkpoints", 1).paths()
+    ):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("step_"))
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "hypernoise.safetensors")
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder) -> Path:
+    result = train(folder, "--save_dir", "uninterrupted")
+    assert result.returncode == 0, result.stderr
+    return folder / "uninterrupted"
+
+
+def test_a_run_leaves_adapter_metrics_pictures_and_a_report(uninterrupted):
+    adapter = load_adapter(uninterrupted / "hypernoise.safetensors")
+    assert adapter.metadata.training_steps == 8
+    assert adapter.metadata.rewards == {"redness": 1.0, "tiny-preference": 0.1}
+    assert load_adapter(uninterrupted / "best.safetensors").metadata.training_steps in (4, 8)
+    lines = read(uninterrupted)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 9))
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    assert [line["step"] for line in evaluations] == [4, 8]
+    expected = {"evaluation/redness", "evaluation/total_gain_low", "watched/checker", "kl/total"}
+    assert expected < set(evaluations[0])
+    checkpoints = Checkpoints(uninterrupted / "checkpoints", 3).paths()
+    assert [path.name for path in checkpoints] == [f"step_{n:09d}.pt" for n in (6, 7, 8)]
+    page = (uninterrupted / "report.html").read_text()
+    assert "redness" in page and "://" not in page
+    assert len(list((uninterrupted / "evaluations").glob("*.jpg"))) == 2
+
+
+def test_a_finished_run_is_not_overwritten(uninterrupted, folder):
+    result = train(folder, "--save_dir", "uninterrupted")
+    assert result.returncode == 2 and "--resume" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_other_settings_cannot_resume_a_run(uninterrupted, folder):
+    result = train(folder, "--save_dir", "uninterrupted", "--resume", "--lr", "0.5")
+    assert result.returncode == 2 and "lr was 0.001 and is 0.5" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, folder):
+    run = folder / "killed"
+    for step in (2, 5):
+        process = start(folder, "--save_dir", "killed", "--resume")
+        wait_for_checkpoint(run, process, step)
+        process.kill()
+        process.wait()
+        assert Checkpoints(run / "checkpoints", 1).load_newest()["step"] >= step
+    result = train(folder, "--save_dir", "killed", "--resume")
+    assert result.returncode == 0, result.stderr
+    assert_same(final_weights(run), final_weights(uninterrupted))
+    kept = ("step", "kind", "loss", "evaluation/total")
+    steps = [[[line.get(k) for k in kept] for line in read(r)] for r in (run, uninterrupted)]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_a_checkpoint_and_ends_the_run(uninterrupted, folder, number):
+    run = folder / number.name
+    process = start(folder, "--save_dir", number.name, "--save_every", "1000")
+    while not (run / "metrics.jsonl").is_file() or not read(run):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name}" in errors and "Traceback" not in errors
+    step = Checkpoints(run / "checkpoints", 1).load_newest()["step"]
+    assert 1 <= step < 8 and read(run)[-1]["step"] == step
+    result = train(folder, "--save_dir", number.name, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert_same(final_weights(run), final_weights(uninterrupted))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(uninterrupted, folder):
+    """Batches of 4 and 3 images over 2 processes, per-image clipping and all."""
+    result = train(folder, "--save_dir", "two", processes=2)
+    assert result.returncode == 0, result.stderr
+    alone, together = (
+        [line for line in read(folder / run) if line["kind"] == "train"]
+        for run in ("uninterrupted", "two")
+    )
+    assert [line["images"] for line in together] == [line["images"] for line in alone]
+    for name in ("loss", "redness", "tiny-preference", "penalty", "grad_norm"):
+        expected = [line[name] for line in alone]
+        assert [line[name] for line in together] == pytest.approx(expected, rel=1e-3, abs=1e-6), (
+            name
+        )
+    a, b = final_weights(folder / "two"), final_weights(uninterrupted)
+    error = sum(float((a[k] - b[k]).square().sum()) for k in b) ** 0.5
+    assert error < 1e-3 * sum(float(b[k].square().sum()) for k in b) ** 0.5
+    assert len(list((folder / "two").glob("metrics*"))) == 1
+
+
+def small_disk(path: Path, kilobytes: int) -> bool:
+    """Mounts a file system of that size; False where that is not allowed."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)]
+    return subprocess.run(mount, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_reported_and_the_last_good_checkpoint_stays(uninterrupted, folder):
+    run = folder / "full"
+    size = sum(path.stat().st_size for path in uninterrupted.glob("checkpoints/step_*8.pt")) // 1024
+    if not small_disk(run, int(2.5 * size)):
+        pytest.skip("this machine may not mount a small file system")
+    try:
+        result = train(folder, "--save_dir", "full", "--keep_last", "5", "--log_every", "0")
+        assert result.returncode == 2
+        assert "No space left on device" in result.stderr and "Traceback" not in result.stderr
+        checkpoints = Checkpoints(run / "checkpoints", 5)
+        state = checkpoints.load_newest()
+        assert state["step"] == step_of(checkpoints.paths()[-1]) >= 1
+        assert not list(run.rglob("*.part"))
+    finally:
+        subprocess.run(["umount", str(run)], check=True)
+
+
+@pytest.mark.slow
+def test_fine_tuning_writes_a_lora_of_the_generator(folder):
+    settings = ["--train_type", "finetune", "--image_grad_quantile", "1", "--steps", "2"]
+    result = train(folder, "--save_dir", "fine", *settings, "--log_every", "2")
+    assert result.returncode == 0, result.stderr
+    tensors = load_file(folder / "fine" / "lora.safetensors")
+    assert any(name.startswith("transformer.") for name in tensors)
+    last = read(folder / "fine")[-1]
+    assert last["kind"] == "evaluation" and "evaluation/f_squared" not in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch_size", "0"], "batch_size must be above 0"),
+        (["--enable_hps", "--disable_hps"], "--disable_hps contradicts"),
+        (["--red_weighting", "2", "--rewards", "hps"], "add --enable_red"),
+        (["--rewards", "niceness"], "unknown reward 'niceness'"),
+        (["--task", "gone.txt"], "gone.txt"),
+        (["--model", "gone/model"], "no model 'gone/model'"),
+        (["--watch_reward", "redness"], "redness is trained on"),
+        (["--enable_hps"], "HPS_v2.1_compressed.pt"),
+        (["--train_type", "finetune"], "image_grad_quantile"),
+        (["--config", "gone.toml"], "gone.toml"),
+    ],
+)
+def test_bad_settings_end_before_anything_is_written(folder, arguments, message):
+    result = train(folder, *arguments, "--save_dir", "bad")
+    assert result.returncode == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+    assert not (folder / "bad").exists()

@@ -1,0 +1,70 @@
+"""Checkpoints of a run: files of which each is whole, the newest ones kept."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..hypernoise_core.atomic_file import atomic_writer
+
+_NAME = re.compile(r"step_(\d{9})\.pt")
+
+
+class Checkpoints:
+    """The checkpoints in a folder.
+
+    Args:
+        folder: made at the first save.
+        keep_last: how many stay; older ones are deleted after each save.
+    """
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder, self.keep_last = folder, keep_last
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Writes the state after so many updates; a crash leaves the earlier checkpoints.
+
+        Args:
+            state: tensors, numbers, strings, lists and dicts.
+
+        Raises:
+            OSError: it could not be written, because the disk is full for one.
+        """
+        path = self.folder / f"step_{step:09d}.pt"
+        for half in self.folder.glob(".step_*.part"):  # of a process that was killed
+            half.unlink()
+        try:
+            with atomic_writer(path) as file:
+                torch.save(state, file)
+        except RuntimeError as error:  # what torch.save makes of an OSError below it
+            raise OSError(f"{path} could not be written: {error}") from error
+        for old in self.paths()[: -self.keep_last]:
+            old.unlink()
+        return path
+
+    def paths(self) -> list[Path]:
+        """All checkpoints, the oldest first."""
+        found = self.folder.glob("step_*.pt")
+        return sorted(path for path in found if _NAME.fullmatch(path.name))
+
+    def load_newest(self) -> dict[str, Any]:
+        """The state of the newest checkpoint, on the CPU.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged.
+        """
+        if not (paths := self.paths()):
+            raise FileNotFoundError(f"no checkpoint in {self.folder} to resume from")
+        try:
+            return torch.load(paths[-1], map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{paths[-1]} is damaged: {str(error).splitlines()[0]}. Delete it to resume from "
+                f"the one before it."
+            ) from error

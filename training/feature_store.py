@@ -1,0 +1,309 @@
+"""What frozen encoders make of prompts, kept on disk, so that the encoders can leave the memory."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save as serialise
+from torch import Tensor
+from tqdm import tqdm
+
+from ..hypernoise_core.atomic_file import write_atomically
+from ..hypernoise_core.families import family_of_pipeline
+from ..hypernoise_core.rewards import Ensemble
+from ..hypernoise_core.rewards.clip import ClipEncoder
+from ..hypernoise_core.tensor_file import TensorFileError, open_safetensors
+from .pipelines import TEXT_PARTS
+
+Encode = Callable[[list[str]], dict[str, Tensor]]
+
+SHARD_BYTES = 1 << 28
+SHARD_ROWS = 8192  # a file's header holds its prompts and has to stay below 100 MB
+_PROMPTS = "prompts"  # in a shard's header
+_MASK = "prompt_attention_mask"
+_TEXT_FEATURES = "text_features"
+_TEXT_BATCH = 128
+_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+class FeatureStore:
+    """A folder of tensors by prompt, in shards that are memory-mapped, never read as a whole.
+
+    A shard is a .safetensors file of tensors (N, ...) with the N prompts as JSON in its header. It
+    is written at once and never changed, so that processes can share the folder, and a run that was
+    cut off goes on where it was.
+
+    Args:
+        folder: belongs to one encoder with one set of options, see `model_key`.
+        shard_bytes: size from which on a shard is written.
+
+    Raises:
+        TensorFileError: a shard is damaged.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self._opened: set[str] = set()
+        self._places: dict[str, tuple[dict[str, Any], int]] = {}  # a shard's slices, and the row
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes in the shards that other processes have written.
+
+        Raises:
+            TensorFileError: a shard is damaged.
+        """
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path.name not in self._opened:
+                self._open(path)
+
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """Those of the prompts that are not in the store, each once."""
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._places]
+
+    def add(
+        self,
+        prompts: Sequence[str],
+        encode: Encode,
+        batch_size: int,
+        *,
+        process_index: int = 0,
+        num_processes: int = 1,
+        title: str = "encoding prompts",
+    ) -> None:
+        """Encodes what is missing, under a progress bar.
+
+        With several processes each does its share. Put a barrier behind it: from then on every
+        process finds all of them.
+
+        Args:
+            encode: tensors by name for a batch of prompts, a row each, on any device. Dimension 1
+                may differ from batch to batch.
+            batch_size: prompts encoded at a time.
+
+        Raises:
+            ValueError: `encode` does not give a row for each prompt.
+        """
+        # By length, so that a shard needs little padding. The shares are of all prompts, not of
+        # the missing ones, which another process may see fewer of by now.
+        ordered = sorted(dict.fromkeys(prompts), key=lambda prompt: (len(prompt), prompt))
+        own = self.missing(ordered[process_index::num_processes])
+        with tqdm(
+            total=len(own), desc=title, unit="prompt", disable=process_index > 0 or not own
+        ) as bar:
+            for batch in self._encode_in_shards(own, encode, batch_size):
+                bar.update(len(batch))
+
+    def rows(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Tensors (B, ...) on the CPU with a row for each of B prompts.
+
+        Where lengths (dimension 1) differ, rows are padded with 0. Where there is a
+        prompt_attention_mask, padding that no row needs is cut off.
+
+        Raises:
+            ValueError: there is no prompt, or one is not in the store.
+            TensorFileError: a shard is damaged.
+        """
+        if not prompts:
+            raise ValueError("rows of no prompts: give at least one")
+        if self.missing(prompts):
+            self.refresh()
+        if missing := self.missing(prompts):
+            raise ValueError(
+                f"{len(missing)} prompts are not encoded in {self.folder}, such as "
+                f"{missing[0]!r:.200}"
+            )
+        places = [self._places[prompt] for prompt in prompts]
+        rows = {
+            name: _join([slices[name][row : row + 1] for slices, row in places])
+            for name in places[0][0]
+        }
+        return _cut_padding(rows) if _MASK in rows else rows
+
+    def _encode_in_shards(
+        self, prompts: list[str], encode: Encode, batch_size: int
+    ) -> Iterator[list[str]]:
+        """Gives each batch of prompts when it is encoded."""
+        waiting: list[str] = []
+        parts: list[dict[str, Tensor]] = []
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            parts.append({name: tensor.cpu() for name, tensor in encode(batch).items()})
+            _check_rows(parts[-1], batch)
+            waiting += batch
+            size = sum(tensor.nbytes for part in parts for tensor in part.values())
+            last = start + batch_size >= len(prompts)
+            if last or size >= self.shard_bytes or len(waiting) >= SHARD_ROWS:
+                self._write(waiting, {name: _join([p[name] for p in parts]) for name in parts[0]})
+                waiting, parts = [], []
+            yield batch
+
+    def _write(self, prompts: list[str], tensors: dict[str, Tensor]) -> None:
+        header = json.dumps(prompts)
+        # Named after the prompts: two processes that encode the same ones write the same file.
+        path = self.folder / f"{hashlib.sha256(header.encode()).hexdigest()[:32]}.safetensors"
+        write_atomically(path, serialise(tensors, {_PROMPTS: header}))
+        self._open(path)
+
+    def _open(self, path: Path) -> None:
+        try:
+            file = open_safetensors(path)
+            prompts = json.loads(file.metadata()[_PROMPTS])
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            whole = {piece.get_shape()[0] for piece in slices.values()} == {len(prompts)}
+        except (ValueError, LookupError, TypeError) as error:
+            raise _damaged(path, error) from error
+        if not whole:
+            raise _damaged(path, f"it does not hold a row for each of its {len(prompts)} prompts")
+        self._opened.add(path.name)
+        for row, prompt in enumerate(prompts):
+            self._places.setdefault(prompt, (slices, row))
+
+
+def _damaged(path: Path, reason: object) -> TensorFileError:
+    return TensorFileError(
+        f"{path} cannot be used; delete it, and its prompts are encoded again: {reason}"
+    )
+
+
+def _check_rows(tensors: Mapping[str, Tensor], prompts: Sequence[str]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.shape[:1] != (len(prompts),):
+            raise ValueError(
+                f"the encoder made {name} {tuple(tensor.shape)} of {len(prompts)} prompts; the "
+                f"first dimension has to be theirs"
+            )
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Batches behind each other; where they differ in length (dimension 1), padded with 0."""
+    if parts[0].ndim > 1:
+        longest = max(part.shape[1] for part in parts)
+        parts = [
+            F.pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1])) for part in parts
+        ]
+    return torch.cat(parts)
+
+
+def _cut_padding(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What was padding in every row, (B, L), leaves the mask and the embeddings that it is of."""
+    used = int(rows[_MASK].any(0).nonzero().max()) + 1
+    return rows | {name: rows[name][:, :used] for name in (_MASK, "prompt_embeds")}
+
+
+def model_key(folder: Path | str, parts: Sequence[str], options: Mapping[str, Any]) -> str:
+    """A name for what the text encoders of a model make of prompts: 32 hexadecimal digits.
+
+    It changes with the names and sizes of their files, and with the hash that the Hugging Face
+    cache knows of a file, or the time when it was changed.
+
+    Args:
+        folder: of the model, in diffusers' layout.
+        parts: folders in it, as patterns: text_encoder*, tokenizer*.
+        options: what else decides the result, such as dtype and max_sequence_length.
+
+    Raises:
+        FileNotFoundError: the model has no such parts.
+    """
+    found = {part for pattern in parts for part in Path(folder).glob(pattern)}
+    files = sorted(path for part in found for path in part.rglob("*") if path.is_file())
+    if not files:
+        raise FileNotFoundError(f"there is no file of {' or '.join(parts)} in {folder}")
+    identity = [[path.relative_to(folder).as_posix(), *_version(path)] for path in files]
+    text = json.dumps([identity, dict(options)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _version(path: Path) -> tuple[int, str]:
+    """Size in bytes, and the name of the blob in the Hugging Face cache or the time of change."""
+    target = path.resolve()
+    status = target.stat()
+    blob = _BLOB.fullmatch(target.name)
+    return status.st_size, target.name if blob else str(status.st_mtime_ns)
+
+
+def embed_prompts(
+    pipeline: Any,
+    prompts: Sequence[str],
+    store: FeatureStore,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    num_processes: int = 1,
+    **overrides: Any,
+) -> None:
+    """Puts the conditioning of the prompts into the store, as far as it is not there.
+
+    Args:
+        overrides: what the family's `encode` takes, such as max_sequence_length.
+    """
+    encode = partial(family_of_pipeline(pipeline).encode, pipeline, **overrides)
+    shares = {"process_index": process_index, "num_processes": num_processes}
+    store.add(prompts, encode, batch_size, **shares)
+
+
+def drop_text_encoders(pipeline: Any) -> None:
+    """Lets go of what the pipeline encodes prompts with, and of its memory."""
+    names = [name for name in pipeline.components if name.startswith(TEXT_PARTS)]
+    pipeline.register_modules(**dict.fromkeys(names))
+    gc.collect()
+
+
+def precompute_text_features(
+    rewards: Ensemble,
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> None:
+    """Computes the text features of the rewards' CLIPs and lets go of their text towers.
+
+    From then on these rewards know these prompts alone. With several processes put a barrier behind
+    it.
+
+    Args:
+        folder: gets a folder for each text tower.
+
+    Raises:
+        ValueError: a CLIP has no text tower any more.
+    """
+    for encoder in rewards.modules():
+        if isinstance(encoder, ClipEncoder):
+            store = FeatureStore(folder / _tower_key(encoder))
+            store.add(
+                prompts,
+                partial(_encode_texts, encoder),
+                _TEXT_BATCH,
+                process_index=process_index,
+                num_processes=num_processes,
+                title="encoding prompts for rewards",
+            )
+            encoder.fix_texts(partial(_look_up, store))
+    gc.collect()
+
+
+def _encode_texts(encoder: ClipEncoder, prompts: list[str]) -> dict[str, Tensor]:
+    return {_TEXT_FEATURES: encoder.text_features(prompts)}
+
+
+def _look_up(store: FeatureStore, prompts: Sequence[str]) -> Tensor:
+    return store.rows(prompts)[_TEXT_FEATURES]
+
+
+def _tower_key(encoder: ClipEncoder) -> str:
+    """A name for what the text tower makes of texts, from all of its weights."""
+    digest = hashlib.sha256(type(encoder).__name__.encode())
+    for name, tensor in encoder.text_tower().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]

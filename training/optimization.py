@@ -1,0 +1,45 @@
+"""Optimizers and learning rates by the names of the configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .config import TrainingConfig
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], config: TrainingConfig
+) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names, with the reference's settings."""
+    betas = (0.9, config.adam_beta2)
+    match config.optim:
+        case "sgd":
+            return torch.optim.SGD(parameters, config.lr, momentum=0.9)
+        case "adam":
+            return torch.optim.Adam(parameters, config.lr, betas)
+        case "adamw":
+            return torch.optim.AdamW(parameters, config.lr, betas, weight_decay=config.weight_decay)
+        case "lbfgs":
+            return torch.optim.LBFGS(
+                parameters, config.lr, max_iter=10, history_size=3, line_search_fn="strong_wolfe"
+            )
+
+
+def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:
+    """The learning rate of an update.
+
+    Args:
+        step: updates done before it.
+        progress: share of the run that is over, from 0 to 1.
+    """
+    warmup = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
+    decay = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+    }
+    return config.lr * warmup * decay[config.schedule]

@@ -1,0 +1,196 @@
+"""The prompts that a task stands for: a named collection, a file, or a data set."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .prompt_files import READERS, read_data_set, read_file
+from .tiny_world.captions import Caption, captions_by_category
+
+EXAMPLES = Path(__file__).parent / "data" / "example_prompts.txt"
+TINY_WORLD_PER_CATEGORY = 1000
+TINY_WORLD_HELD_OUT_PER_CATEGORY = 80
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_prompts(
+    task: str, *, data_dir: Path | None = None, column: str | None = None
+) -> list[str]:
+    """The prompts of a task in the order of their source, without surrounding whitespace.
+
+    Empty prompts are left out, and so are repeated ones, except in the tiny world's tasks, where
+    small categories repeat their captions to weigh as much as the large ones.
+
+    Args:
+        task: a key of `NAMED_TASKS`; else a file with one of the suffixes in `READERS`; else
+            a folder or a hub repository `owner/name` whose split `train` the `datasets` library
+            reads.
+        data_dir: folder of the published prompt files, for the tasks geneval, pickapic and all.
+        column: of the prompts, in files and data sets that have columns; None: the first present of
+            prompt, caption and text. Named tasks have their own.
+
+    Raises:
+        FileNotFoundError: a file is missing; names it, where it was looked for, and for published
+            ones where people get it.
+        ValueError: there is no such task, a file cannot be read, has no such column, or holds no
+            prompt; names the file, and the line where there is one.
+        ImportError: names the missing package and the command that installs it.
+    """
+    if task in NAMED_TASKS:
+        prompts = NAMED_TASKS[task](data_dir)
+    else:
+        prompts = _unique(_read(task, column))
+    if not prompts:
+        raise ValueError(f"{task} holds no prompt: training needs at least one")
+    return prompts
+
+
+def _read(task: str, column: str | None) -> list[str]:
+    path = Path(task)
+    if path.is_dir():
+        return read_data_set(task, column)
+    if path.suffix.lower() in READERS:
+        return read_file(path, column)
+    if _REPOSITORY.fullmatch(task) and not path.exists():
+        return read_data_set(task, column)
+    raise ValueError(
+        f"unknown task {task!r}: choose from {', '.join(NAMED_TASKS)}, or name a file "
+        f"({', '.join(READERS)}), a folder of such files, or a data set of the Hugging Face hub "
+        f"(owner/name)"
+    )
+
+
+def _unique(prompts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(prompts))
+
+
+# The tiny world
+
+
+def tiny_world_captions(*, held_out: bool, per_category: int) -> list[Caption]:
+    """As many captions of each category, always the same; small categories repeat theirs."""
+    rng = random.Random(0)
+    chosen = []
+    for pool in captions_by_category(held_out=held_out).values():
+        rounds = -(-per_category // len(pool))
+        chosen += [c for _ in range(rounds) for c in rng.sample(pool, len(pool))][:per_category]
+    return chosen
+
+
+def _tiny_world(held_out: bool, per_category: int) -> list[str]:
+    captions = tiny_world_captions(held_out=held_out, per_category=per_category)
+    return [caption.text for caption in captions]
+
+
+# Published prompts
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Prompt files as people download them."""
+
+    name: str
+    source: str
+    folders: tuple[str, ...]
+    """What a download may be called below the user's folder, which may also be the download."""
+    files: tuple[str, ...]
+
+
+_GENEVAL = _Published(
+    "GenEval",
+    "https://github.com/djghosh13/geneval",
+    ("geneval", "."),
+    ("prompts/evaluation_metadata.jsonl",),
+)
+_T2I_COMPBENCH = _Published(
+    "T2I-CompBench",
+    "https://github.com/Karine-Huang/T2I-CompBench",
+    ("T2I-CompBench", "."),
+    tuple(
+        f"examples/dataset/{category}_train.txt"
+        for category in (
+            "color", "complex", "texture", "shape", "spatial", "non_spatial", "numeracy",
+        )
+    ),
+)  # fmt: skip
+_ABC_6K = _Published(
+    "ABC-6K",
+    "https://github.com/weixi-feng/Structured-Diffusion-Guidance",
+    ("Structured-Diffusion-Guidance", "ABC-6K", "."),
+    ("ABC-6K.txt",),
+)
+_PICK_A_PIC = _Published(
+    "Pick-a-Pic",
+    "https://huggingface.co/datasets/yuvalkirstain/pickapic_v2 (the same captions without the "
+    "images: yuvalkirstain/pickapic_v2_no_images)",
+    ("pickapic_v2", "pickapic_v2_no_images", "pickapic", "."),
+    ("pickapic_prompts.json", "*.parquet", "data/*.parquet"),
+)
+
+
+def _geneval(data_dir: Path | None) -> list[str]:
+    return _unique(_read_published(_GENEVAL, data_dir))
+
+
+def _pick_a_pic(data_dir: Path | None) -> list[str]:
+    """From the list of prompts, else from the data set's own files, all but its evaluation's."""
+    for folder in _folders(_PICK_A_PIC, data_dir):
+        for pattern in _PICK_A_PIC.files:
+            files = [p for p in sorted(folder.glob(pattern)) if not _is_evaluation(p)]
+            if files:
+                return _unique(prompt for file in files for prompt in read_file(file))
+    raise _missing(_PICK_A_PIC, " or ".join(_PICK_A_PIC.files), data_dir)
+
+
+def _is_evaluation(file: Path) -> bool:
+    return not {"validation", "test"}.isdisjoint(re.split(r"[-_.]", file.name))
+
+
+def _all(data_dir: Path | None) -> list[str]:
+    """What the reference trains on, in its order."""
+    prompts = _read_published(_T2I_COMPBENCH, data_dir) + _read_published(_ABC_6K, data_dir)
+    return _unique(prompts + _pick_a_pic(data_dir))
+
+
+def _read_published(published: _Published, data_dir: Path | None) -> list[str]:
+    prompts = []
+    for name in published.files:
+        places = [folder / name for folder in _folders(published, data_dir)]
+        found = next((path for path in places if path.is_file()), None)
+        if found is None:
+            raise _missing(published, name, data_dir)
+        prompts += read_file(found)
+    return prompts
+
+
+def _folders(published: _Published, data_dir: Path | None) -> list[Path]:
+    if data_dir is None:
+        raise ValueError(
+            f"data_dir is not given: it names the folder that holds {published.name}'s prompts, "
+            f"from {published.source}"
+        )
+    return [data_dir / folder for folder in published.folders]
+
+
+def _missing(published: _Published, name: str, data_dir: Path | None) -> FileNotFoundError:
+    folders = ", ".join(map(str, _folders(published, data_dir)))
+    return FileNotFoundError(
+        f"{published.name}'s {name} is missing; looked for in {folders}. It is part of "
+        f"{published.source}."
+    )
+
+
+NAMED_TASKS: dict[str, Callable[[Path | None], list[str]]] = {
+    "example-prompts": lambda _: _unique(read_file(EXAMPLES)),
+    "geneval": _geneval,
+    "pickapic": _pick_a_pic,
+    "all": _all,
+    "tiny-world": lambda _: _tiny_world(False, TINY_WORLD_PER_CATEGORY),
+    "tiny-world-held-out": lambda _: _tiny_world(True, TINY_WORLD_HELD_OUT_PER_CATEGORY),
+}
+"""Each reads its prompts, the published ones from data_dir."""

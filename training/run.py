@@ -1,0 +1,433 @@
+"""`hypernoise train`: a run in a folder. It may stop at any point and go on from there.
+
+The folder holds config.toml, metrics.jsonl, report.html, checkpoints/, evaluations/, the adapter as
+of the last checkpoint (hypernoise.safetensors, or lora.safetensors of a fine-tune), and as of the
+best evaluation (best.safetensors).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ..hypernoise_core.adapter import save_adapter
+from ..hypernoise_core.atomic_file import write_atomically
+from ..hypernoise_core.divergence import kl_terms, lipschitz_estimate
+from ..hypernoise_core.families import family_of_pipeline
+from ..hypernoise_core.generator_lora import save_generator_lora
+from ..hypernoise_core.hypernetwork import sample_noise
+from ..hypernoise_core.rewards import Ensemble, load_rewards
+from .arguments import to_toml
+from .checkpoints import Checkpoints
+from .config import TrainingConfig
+from .evaluation.held_out import FOLDER as PICTURES
+from .evaluation.held_out import HeldOut
+from .evaluation.run_report import write_run_report
+from .evaluation.watch import NONE, default_watch, get_measure, hacking_warning
+from .feature_store import (
+    FeatureStore,
+    drop_text_encoders,
+    embed_prompts,
+    model_key,
+    precompute_text_features,
+)
+from .memory import checkpoint_activations, save_memory
+from .pipelines import load_pipeline, model_folder, text_parts
+from .processes import join
+from .prompts import load_prompts
+from .published_models import PUBLISHED
+from .tracking import FILE as METRICS
+from .tracking import MetricsLog
+from .trainer import Metrics, Trainer
+
+KL_IMAGES = 4
+"""Noises at which an evaluation estimates the KL."""
+
+_EVALUATION_SEED = 600_000_000
+_FREE_ON_RESUME = {  # what may change when a run goes on
+    "steps",
+    "epochs",
+    "max_seconds",
+    "use_checkpoint",
+    "memsave",
+    "shard",
+    "data_dir",
+    "log_every",
+    "noise_prompt",
+    "viz_noise",
+    "tracker",
+    "save_every",
+    "keep_last",
+    "cache_dir",
+    "rewards_folder",
+    "save_dir",
+}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts to train on and to evaluate on."""
+
+    training: list[str]
+    held_out: list[str]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, on the device of this process."""
+
+    accelerator: Accelerator
+    pipeline: Any
+    rewards: Ensemble
+    prompts: Prompts
+    features: FeatureStore
+    size: tuple[int, int]
+
+
+def choose_prompts(config: TrainingConfig) -> Prompts:
+    """The prompts of the task, and those of the evaluation.
+
+    Without `eval_task` every prompt of the evaluation is taken from the task and not trained on; of
+    few prompts a quarter at most.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_prompts` raises them.
+    """
+    read = {"data_dir": config.data_dir, "column": config.prompt_column}
+    prompts = load_prompts(config.task, **read)
+    if config.eval_task is not None:
+        held_out = load_prompts(config.eval_task, **read)
+        return Prompts(prompts, _spread(held_out, config.eval_prompts))
+    unique = list(dict.fromkeys(prompts))
+    held_out = _spread(unique, min(config.eval_prompts, len(unique) // 4))
+    left = set(unique) - set(held_out)
+    return Prompts([prompt for prompt in prompts if prompt in left], held_out)
+
+
+def _spread(prompts: list[str], count: int) -> list[str]:
+    """So many of the prompts, at equal distances."""
+    if count >= len(prompts):
+        return prompts
+    return [prompts[i * len(prompts) // count] for i in range(count)]
+
+
+def prepare(config: TrainingConfig, *, also_encode: Sequence[str] = ()) -> Parts:
+    """Loads what a run needs; prompts are encoded unless they lie in the cache already.
+
+    Args:
+        also_encode: prompts beyond those of training and evaluation.
+
+    Raises:
+        FileNotFoundError: a model, a reward or a prompt file is missing; says how to get it.
+        ValueError: something does not fit.
+    """
+    accelerator = join()
+    prompts = choose_prompts(config)
+    dtype = getattr(torch, config.precision)
+    rewards = load_rewards(config.rewards, config.rewards_folder, dtype)
+    cache = (config.cache_dir or Path("~/.cache/hypernoise").expanduser()) / "features"
+    needed = [*prompts.training, *prompts.held_out, config.noise_prompt, *also_encode]
+    pipeline, features = _encode(config, accelerator, needed, cache)
+    rewards.to(accelerator.device)
+    precompute_text_features(rewards, needed, cache, **_place(accelerator))
+    accelerator.wait_for_everyone()
+    if config.memsave:
+        save_memory(pipeline, rewards)
+    if config.use_checkpoint:
+        checkpoint_activations(pipeline)
+        rewards.checkpoint_activations()
+    return Parts(accelerator, pipeline, rewards, prompts, features, image_size(config, pipeline))
+
+
+def image_size(config: TrainingConfig, pipeline: Any) -> tuple[int, int]:
+    """Height and width of the training images in pixels."""
+    side = config.image_size
+    if side is None and config.model in PUBLISHED:
+        side = PUBLISHED[config.model].image_size
+    if side is None:
+        side = family_of_pipeline(pipeline).default_size(pipeline)
+    return side, side
+
+
+def _encode(
+    config: TrainingConfig, accelerator: Accelerator, prompts: list[str], cache: Path
+) -> tuple[Any, FeatureStore]:
+    """The pipeline without its text encoders, on the device, and what they made of the prompts."""
+    folder = model_folder(config.model, config.cache_dir)
+    dtype = getattr(torch, config.precision)
+    # Templates around the prompts come from diffusers, and tokenizers change with transformers.
+    versions = {package: version(package) for package in ("diffusers", "transformers")}
+    key = model_key(folder, text_parts(folder), {"dtype": config.precision, **versions})
+    features = FeatureStore(cache / key)
+    missing = bool(features.missing(prompts))
+    pipeline = load_pipeline(
+        config.model,
+        dtype=dtype,
+        device=accelerator.device,
+        cache_dir=config.cache_dir,
+        text_encoders=missing,
+    )
+    accelerator.wait_for_everyone()  # all have looked before anybody writes
+    if missing:
+        embed_prompts(
+            pipeline,
+            prompts,
+            features,
+            batch_size=config.batch_size,
+            **_place(accelerator),
+        )
+        accelerator.wait_for_everyone()
+        features.refresh()
+        drop_text_encoders(pipeline)
+    return pipeline, features
+
+
+def _place(accelerator: Accelerator) -> dict[str, int]:
+    return {
+        "process_index": accelerator.process_index,
+        "num_processes": accelerator.num_processes,
+    }
+
+
+class Run:
+    """A training run and its folder.
+
+    Args:
+        parts: from `prepare`.
+        resume: go on from the newest checkpoint in the folder; where there is none yet, start.
+
+    Raises:
+        ValueError: the folder holds another run, or `resume` finds other settings or prompts.
+    """
+
+    def __init__(self, config: TrainingConfig, parts: Parts, *, resume: bool = False) -> None:
+        self.config, self.parts, self.folder = config, parts, config.save_dir
+        self.trainer = Trainer(
+            parts.pipeline,
+            parts.rewards,
+            parts.prompts.training,
+            parts.features,
+            config,
+            size=parts.size,
+            base_model=config.model,
+            accelerator=parts.accelerator,
+        )
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep_last)
+        self.evaluations: list[Metrics] = []
+        self.best: float | None = None
+        self._fingerprint = _fingerprint(config, parts.prompts.training)
+        if self.checkpoints.paths():
+            if not resume:
+                raise ValueError(
+                    f"{self.folder} holds a run already: add --resume to go on with it, or choose "
+                    f"another --save_dir"
+                )
+            self._load()
+        self.stopped_by: signal.Signals | None = None
+        self.is_main = parts.accelerator.is_main_process
+        self.log = self._open_log() if self.is_main else None
+        self.held_out = self._held_out() if config.log_every and parts.prompts.held_out else None
+
+    def _open_log(self) -> MetricsLog:
+        write_atomically(self.folder / "config.toml", to_toml(self.config).encode())
+        goes_on = (self.folder / METRICS).is_file()
+        log = MetricsLog(self.folder, self.config.tracker, asdict(self.config))
+        if goes_on:
+            log.rewind(self.trainer.step)
+        return log
+
+    def _held_out(self) -> HeldOut:
+        config, parts = self.config, self.parts
+        prompts, device = parts.prompts.held_out, parts.accelerator.device
+        name = config.watch_reward or default_watch(
+            config.rewards, config.model, prompts, config.rewards_folder
+        )
+        dtype = getattr(torch, config.precision)
+        watched = None if name == NONE else get_measure(name, config.rewards_folder, dtype, device)
+        return HeldOut(
+            pipeline=parts.pipeline,
+            prompts=prompts,
+            conditioning=parts.features.rows(prompts),
+            noise_conditioning=parts.features.rows([config.noise_prompt]),
+            seeds=[_EVALUATION_SEED + i for i in range(len(prompts))],
+            size=parts.size,
+            rewards=parts.rewards,
+            watched=watched,
+            batch_size=-(-config.batch_size // parts.accelerator.num_processes),
+            viz_noise=config.viz_noise,
+        )
+
+    def train(self) -> Path:
+        """Trains to the end, or until SIGTERM or Ctrl-C; returns the adapter's file.
+
+        Raises:
+            OSError: the last checkpoint could not be written.
+        """
+        trainer = self.trainer
+        bar = tqdm(
+            total=trainer.plan.steps,
+            initial=trainer.step,
+            desc="training",
+            unit="update",
+            disable=not self.is_main,
+        )
+        with bar, self._stopping_on_signals():
+            for metrics in trainer.updates():
+                bar.update()
+                bar.set_postfix_str(
+                    f"reward {metrics['reward']:.3f}, penalty {metrics['penalty']:.3f}"
+                )
+                self._after_update(metrics)
+        if self.held_out is not None and self.stopped_by is None:
+            self._evaluate()
+        self._save_checkpoint(last=True)
+        if self.log is not None:
+            self.log.close()
+            self._write_report()
+        return self.adapter_file
+
+    @property
+    def adapter_file(self) -> Path:
+        return self.folder / f"{self._adapter_name}.safetensors"
+
+    @property
+    def _adapter_name(self) -> str:
+        return "lora" if self.config.train_type == "finetune" else "hypernoise"
+
+    @contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        """SIGTERM and the first Ctrl-C end the run after the update that is under way."""
+
+        def stop(number: int, frame: object) -> None:
+            self.stopped_by = signal.Signals(number)
+            self.trainer.stop()
+            signal.signal(number, before[number])
+
+        handled = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, stop) for number in handled}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _after_update(self, metrics: Metrics) -> None:
+        step = self.trainer.step
+        if self.log is not None:
+            self.log.write(step, metrics)
+        if step == self.trainer.plan.steps:
+            return  # `train` does the rest
+        if self.held_out is not None and step % self.config.log_every == 0:
+            self._evaluate()
+        if step % self.config.save_every == 0:
+            self._save_checkpoint()
+
+    def _evaluate(self) -> None:
+        """In all processes together; the main one writes."""
+        evaluation = self.held_out.measure(self.trainer.trained)
+        metrics = evaluation.metrics() | self._divergence()
+        if self.log is None:
+            return
+        step = self.trainer.step
+        self.evaluations.append({"step": step, **metrics})
+        self.log.write(step, metrics, kind="evaluation")
+        for title, path in evaluation.write_pictures(self.folder / PICTURES, step).items():
+            self.log.picture(step, title, path)
+        self._warn()
+        if self.best is None or metrics["evaluation/total"] > self.best:
+            self.best = metrics["evaluation/total"]
+            self._save_adapter(self.folder / "best.safetensors")
+        self._write_report()
+
+    def _divergence(self) -> Metrics:
+        """How far the noise's distribution has moved, and how well the penalty stands for it."""
+        f = self.trainer.trained
+        if self.config.train_type == "finetune" or f.metadata.replaces_noise:
+            return {}
+        device = self.parts.accelerator.device
+        prompts, seeds = self.held_out.prompts[:KL_IMAGES], self.held_out.seeds[:KL_IMAGES]
+        rows = self.parts.features.rows(prompts)
+        conditioning = {name: tensor.to(device) for name, tensor in rows.items()}
+        noise = sample_noise(self.trainer.latent_shape, seeds, device=device)
+
+        def delta(x: torch.Tensor) -> torch.Tensor:
+            return f(self.trainer.network, x, conditioning)
+
+        generator = torch.Generator().manual_seed(self.config.seed)
+        kl = kl_terms(delta, noise, generator=generator)
+        lipschitz = lipschitz_estimate(delta, noise, generator=generator)
+        return {
+            "kl/l2": float(kl.l2.mean()),
+            "kl/remainder": float(kl.remainder.mean()),
+            "kl/remainder_share": kl.remainder_share,
+            "kl/total": float(kl.kl.mean()),
+            "kl/lipschitz": float(lipschitz.max()),
+        }
+
+    def _warn(self) -> None:
+        watched = self.held_out.watched
+        if watched and (text := hacking_warning(self.evaluations, watched=watched.name)):
+            tqdm.write(f"warning: {text}", file=sys.stderr)
+
+    def _write_report(self) -> None:
+        config, plan = self.config, self.trainer.plan
+        rewards = ", ".join(f"{weight:g} x {name}" for name, weight in config.rewards.items())
+        what = "LoRA on the generator" if config.train_type == "finetune" else "noise hypernetwork"
+        summary = [
+            f"A {what} for {config.model}, trained for {self.trainer.step} of {plan.steps} updates "
+            f"on {len(plan.prompts)} prompts against {rewards}."
+        ]
+        write_run_report(self.folder, f"Training {self.folder.name}", summary)
+
+    def _save_adapter(self, path: Path) -> None:
+        save = save_adapter if self.config.train_type == "noise" else save_generator_lora
+        save(self.trainer.trained, path)
+
+    def _save_checkpoint(self, last: bool = False) -> None:
+        """Where it fails the run goes on with the earlier checkpoints, but not at the end."""
+        if not self.is_main:
+            return
+        state = self.trainer.state_dict() | {
+            "fingerprint": self._fingerprint,
+            "evaluations": self.evaluations,
+            "best": self.best,
+        }
+        try:
+            self.checkpoints.save(self.trainer.step, state)
+            self._save_adapter(self.adapter_file)
+        except OSError as error:
+            if last:
+                raise
+            tqdm.write(f"warning: no checkpoint at update {self.trainer.step}: {error}", sys.stderr)
+
+    def _load(self) -> None:
+        state = self.checkpoints.load_newest()
+        known = state["fingerprint"]
+        changed = [name for name, value in self._fingerprint.items() if known.get(name) != value]
+        if changed:
+            differences = ", ".join(
+                f"{name} was {known.get(name)!r} and is {self._fingerprint[name]!r}"
+                for name in changed
+            )
+            raise ValueError(f"{self.folder} was trained with other settings: {differences}")
+        self.evaluations, self.best = state["evaluations"], state["best"]
+        self.trainer.load_state_dict(state)
+
+
+def _fingerprint(config: TrainingConfig, prompts: list[str]) -> dict[str, Any]:
+    """What must be the same for a run to go on as if it had not stopped."""
+    settings = {k: v for k, v in asdict(config).items() if k not in _FREE_ON_RESUME}
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+    digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+    return plain | {"prompts": f"{len(prompts)} with SHA-256 {digest[:16]}"}
