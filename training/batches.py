@@ -21,11 +21,20 @@ class Batch:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     generator_steps: int
+    counts: bool = True
+    """False: it runs for company, where a sharded generator needs all processes."""
 
-    def share(self, process: int, processes: int) -> Batch:
-        """The images of one process; every image is in the share of exactly one."""
+    def share(self, process: int, processes: int, *, company: bool = False) -> Batch:
+        """The images of one process; every image is in the share of exactly one.
+
+        Args:
+            company: where there is no image for the process, it gets one that does not count.
+        """
         rows = slice(process, None, processes)
-        return replace(self, prompts=self.prompts[rows], seeds=self.seeds[rows])
+        counts = process < len(self.prompts)
+        if company and not counts:
+            rows = slice(1)
+        return replace(self, prompts=self.prompts[rows], seeds=self.seeds[rows], counts=counts)
 
     def draw(self, shape: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
         """The noise of the images, (B, *shape) on the CPU, and the generators that it came from,

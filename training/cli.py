@@ -42,7 +42,9 @@ def demo(
         print((out / name).resolve())
 
 
-def train(settings: TrainingConfig, *, resume: bool = False, dry_run: bool = False) -> None:
+def train(
+    settings: TrainingConfig, *, resume: bool = False, dry_run: bool = False, processes: int = 1
+) -> None:
     """Train a noise hypernetwork, or a LoRA on the generator, in a folder that it can go on from.
 
     --config NAME or FILE.toml takes settings from a file: yours or a shipped one (sana,
@@ -59,13 +61,14 @@ def train(settings: TrainingConfig, *, resume: bool = False, dry_run: bool = Fal
         settings: What is trained, and how.
         resume: Go on from the newest checkpoint in --save_dir; start where there is none.
         dry_run: Print the settings, the numbers of parameters and the memory needed, and stop.
+        processes: How many share the run, for --dry_run; launched ones are counted.
     """
     if dry_run:
         from .arguments import to_toml
         from .estimate import estimate
 
         print(to_toml(settings))
-        print("\n".join(estimate(settings).lines()))
+        print("\n".join(estimate(settings, num_processes=processes).lines()))
         return
     from .run import Run, prepare
 
@@ -283,18 +286,22 @@ def download(what: tuple[str, ...], folder: Path | None = None) -> None:
 
 
 def info(adapter: Path) -> None:
-    """Print what an adapter file says about itself.
+    """Print what an adapter file says about itself: a noise hypernetwork, or a fine-tune's LoRA.
 
     Args:
         adapter: A .safetensors file or a peft folder.
     """
     from dataclasses import asdict
 
-    from ..hypernoise_core.adapter import load_adapter
+    from ..hypernoise_core.adapter import find_weights, load_adapter, read_header
+    from ..hypernoise_core.generator_lora import load_generator_lora
+    from ..hypernoise_core.metadata import is_generator_lora
 
-    hypernetwork = load_adapter(adapter)
-    weights = sum(parameter.numel() for parameter in hypernetwork.parameters())
-    facts = {**asdict(hypernetwork.metadata), "layers": len(hypernetwork.layer_names)}
+    is_lora = is_generator_lora(read_header(find_weights(adapter)))
+    loaded = load_generator_lora(adapter) if is_lora else load_adapter(adapter)
+    weights = sum(parameter.numel() for parameter in loaded.parameters())
+    kind = "LoRA on the generator" if is_lora else "noise hypernetwork"
+    facts = {"kind": kind, **asdict(loaded.metadata), "layers": len(loaded.layer_names)}
     print(json.dumps({**facts, "weights": weights}, indent=2, default=str))
 
 
@@ -303,12 +310,16 @@ def _train_with(defaults: TrainingConfig) -> Callable[..., None]:
     import tyro
 
     def command(
-        settings: object = defaults, *, resume: bool = False, dry_run: bool = False
+        settings: object = defaults,
+        *,
+        resume: bool = False,
+        dry_run: bool = False,
+        processes: int = 1,
     ) -> None:
-        train(settings, resume=resume, dry_run=dry_run)
+        train(settings, resume=resume, dry_run=dry_run, processes=processes)
 
     flat = tyro.conf.OmitArgPrefixes[type(defaults)]
-    command.__annotations__ = {"settings": flat, "resume": bool, "dry_run": bool}
+    command.__annotations__ = train.__annotations__ | {"settings": flat}
     command.__doc__ = train.__doc__
     return command
 

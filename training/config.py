@@ -192,6 +192,11 @@ class TrainingConfig:
                 raise ValueError(f"{name} belongs to train_type noise, not finetune")
         if not self.modulate_noise:
             raise ValueError("modulate_noise belongs to train_type noise, not finetune")
+        if self.adapt_depthwise:
+            raise ValueError(
+                "adapt_depthwise belongs to train_type noise: neither diffusers nor ComfyUI could "
+                "load such a LoRA"
+            )
         if self.image_grad_quantile != 1:
             raise ValueError("image_grad_quantile needs modulated noise: train_type noise")
 

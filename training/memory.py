@@ -181,9 +181,11 @@ class _RecomputedSiLU(torch.autograd.Function):
 
 class _SavingSiLU(nn.SiLU):
     def forward(self, features: Tensor) -> Tensor:
-        version, layer, source = getattr(features, "recipe", (None, None, None))
-        changed = version != features._version
-        if changed or self.inplace or not torch.is_grad_enabled():
+        recipe = getattr(features, "recipe", None)
+        if recipe is None or self.inplace or not torch.is_grad_enabled():
+            return super().forward(features)
+        version, layer, source = recipe
+        if features._version != version:  # somebody wrote into the norm's output
             return super().forward(features)
         return _RecomputedSiLU.apply(features, layer, source)
 

@@ -115,9 +115,8 @@ def _assemble(architecture: Mapping[str, Any], dtype: torch.dtype) -> Any:
         parts = {n: getattr(diffusers, c[_CLASS]).from_config(c) for n, c in configs.items()}
     for part in parts.values():
         part.eval().requires_grad_(False)
-        # As pipelines are loaded. Not diffusers' own `to`, which warns of layers to be left in
-        # float32 even where there are none.
-        nn.Module.to(part, dtype=dtype, memory_format=torch.channels_last)
+        # Not diffusers' own `to`: it warns of layers that stay in float32, even if there are none.
+        nn.Module.to(part, dtype=dtype)
     with torch.device("cpu"):
         scheduler = architecture["scheduler"]
         parts["scheduler"] = getattr(diffusers, scheduler[_CLASS]).from_config(scheduler)

@@ -47,6 +47,7 @@ from .pipelines import load_pipeline, model_folder, text_parts
 from .processes import join
 from .prompts import load_prompts
 from .published_models import PUBLISHED
+from .sharding import shard
 from .tracking import FILE as METRICS
 from .tracking import MetricsLog
 from .trainer import Metrics, Trainer
@@ -147,6 +148,9 @@ def prepare(config: TrainingConfig, *, also_encode: Sequence[str] = ()) -> Parts
     if config.use_checkpoint:
         checkpoint_activations(pipeline)
         rewards.checkpoint_activations()
+    if config.shard:
+        shard(family_of_pipeline(pipeline).network(pipeline), accelerator)
+        pipeline.vae.to(accelerator.device)
     return Parts(accelerator, pipeline, rewards, prompts, features, image_size(config, pipeline))
 
 
@@ -174,12 +178,14 @@ def _encode(
     pipeline = load_pipeline(
         config.model,
         dtype=dtype,
-        device=accelerator.device,
+        device="cpu" if config.shard else accelerator.device,
         cache_dir=config.cache_dir,
         text_encoders=missing,
     )
     accelerator.wait_for_everyone()  # all have looked before anybody writes
     if missing:
+        if config.shard and accelerator.device.type != "cpu":  # each part there when it runs
+            pipeline.enable_model_cpu_offload(device=accelerator.device)
         embed_prompts(
             pipeline,
             prompts,
@@ -189,6 +195,7 @@ def _encode(
         )
         accelerator.wait_for_everyone()
         features.refresh()
+        pipeline.remove_all_hooks()
         drop_text_encoders(pipeline)
     return pipeline, features
 

@@ -199,8 +199,9 @@ class Trainer:
         sums = torch.zeros(len(names) + 3, dtype=torch.float64)
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         for batch in self.plan.update(self.step):
-            terms = self._backward(batch.share(process, processes))
-            if terms is None:
+            share = batch.share(process, processes, company=self.config.shard)
+            terms = self._backward(share)
+            if terms is None or not share.counts:
                 continue
             if not torch.isfinite(terms.loss).all():
                 sums[-1] += 1
@@ -259,12 +260,13 @@ class Trainer:
         start = modulated.detach().requires_grad_(True)
         images = self._images(start, conditioning, generators, batch.generator_steps)
         scores = self.rewards.scores(images, batch.prompts)
-        reward_loss = self.rewards.image_losses(scores)
+        reward_loss = self.rewards.image_losses(scores) * batch.counts
         (gradient,) = torch.autograd.grad(reward_loss.sum(), start)
-        limit = self._image_limit(gradient.flatten(1).norm(dim=1))
+        norms = gradient.flatten(1).norm(dim=1)
+        limit = self._image_limit(norms if batch.counts else norms[:0])
         penalty = regulariser(output, modulated, self.config.reg_type)
-        loss = reward_loss.detach() + self.config.reg_weight * penalty
-        if torch.isfinite(loss).all():
+        loss = reward_loss.detach() + self.config.reg_weight * penalty * batch.counts
+        if self._is_usable(loss):
             torch.autograd.backward([modulated, loss.sum()], [clip_images(gradient, limit), None])
         return self._terms(loss, scores, penalty, modulated)
 
@@ -274,10 +276,15 @@ class Trainer:
         with self.adapter.attached(self.network):
             images = self._images(noise, conditioning, generators, batch.generator_steps)
         scores = self.rewards.scores(images, batch.prompts)
-        loss = self.rewards.image_losses(scores)
-        if torch.isfinite(loss).all():
+        loss = self.rewards.image_losses(scores) * batch.counts
+        if self._is_usable(loss):
             loss.sum().backward()
         return self._terms(loss, scores, torch.zeros_like(loss), noise)
+
+    def _is_usable(self, loss: Tensor) -> bool:
+        """Whether the gradient may be added. With a sharded generator no process can leave one out
+        alone: a loss that is no number makes the whole update useless then."""
+        return self.config.shard or bool(torch.isfinite(loss).all())
 
     def _images(
         self, noise: Tensor, conditioning: Conditioning, generators: list, steps: int

@@ -23,9 +23,7 @@ class SanaSprint(Family):
     network_class = "SanaTransformer2DModel"
     network_attribute = "transformer"
     last_layer = "proj_out"
-    timestep = (
-        1.0  # s = sin t / (sin t + cos t) at t = pi/2; the network multiplies by timestep_scale
-    )
+    timestep = 1.0  # s = sin t / (sin t + cos t) at t = pi/2
     signature = (
         r"(patch_embed|time_embed|caption_projection)\."
         r"|transformer_blocks\.\d+\.(attn1|attn2|ff\.conv_\w+$)"

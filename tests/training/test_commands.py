@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from hypernoise.hypernoise_core.generate import generate
 from hypernoise.training.inference import EMBEDDED_ADAPTER
 from hypernoise.training.pipelines import load_pipeline
+from hypernoise.training.published_models import PUBLISHED
 
 
 def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
@@ -106,6 +107,7 @@ def test_reno_writes_better_images_and_the_noise_they_come_from(tmp_path):
         (["generate", "--prompts", "a", "--adapter", "missing.safetensors"], "missing.safetensors"),
         (["generate", "--prompts", "a", "--height", "60"], "64"),
         (["info", "missing.safetensors"], "missing.safetensors"),
+        (["export", str(EMBEDDED_ADAPTER), "a.safetensors", "--rank", "99"], "16"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
@@ -135,6 +137,25 @@ def test_a_short_demo_writes_the_whole_report(tmp_path):
     info = run("info", str(tmp_path / "tiny-hypernoise.safetensors"))
     assert info.returncode == 0, info.stderr
     assert json.loads(info.stdout)["training_steps"] == 3
+
+
+@pytest.mark.parametrize("name", ["sana", "flux", "sd-turbo"])
+def test_a_dry_run_prints_settings_parameters_and_memory_of_the_full_size_model(name):
+    result = run("train", "--config", name, "--dry_run", "--processes", "6")
+    assert result.returncode == 0, result.stderr
+    assert f'model = "{name}"' in result.stdout
+    assert f"{PUBLISHED[name].parameters:,} frozen" in result.stdout
+    assert "GB  in total" in result.stdout
+
+
+def test_export_writes_a_smaller_file_and_prints_the_error(tmp_path):
+    out = tmp_path / "small.safetensors"
+    result = run("export", str(EMBEDDED_ADAPTER), str(out), "--rank", "4")
+    assert result.returncode == 0, result.stderr
+    assert "relative error" in result.stdout and str(out) in result.stdout
+    assert out.stat().st_size < EMBEDDED_ADAPTER.stat().st_size / 3
+    facts = json.loads(run("info", str(out)).stdout)
+    assert (facts["kind"], facts["rank"]) == ("noise hypernetwork", 4)
 
 
 def test_a_folder_that_is_no_pipeline_is_named(tmp_path):

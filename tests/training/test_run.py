@@ -43,6 +43,13 @@ PROMPTS = [
     "a yellow square left of a red circle",
     "a triangle",
     "four green circles",
+    "two white squares",
+    "a red square",
+    "a blue triangle",
+    "a purple circle",
+    "two yellow circles",
+    "three red triangles",
+    "a square",
 ]
 
 
@@ -187,24 +194,25 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(uninterrupted, folder, num
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(uninterrupted, folder):
-    """Batches of 4 and 3 images over 2 processes, per-image clipping and all."""
-    result = train(folder, "--save_dir", "two", processes=2)
+@pytest.mark.parametrize("options", [[], ["--shard"], ["--shard", "--use_checkpoint"]])
+def test_two_processes_train_as_one(uninterrupted, folder, options):
+    """Batches of 4 images and of one over 2 processes, per-image clipping and all."""
+    name = "two" + "".join(options)
+    result = train(folder, "--save_dir", name, *options, processes=2)
     assert result.returncode == 0, result.stderr
     alone, together = (
         [line for line in read(folder / run) if line["kind"] == "train"]
-        for run in ("uninterrupted", "two")
+        for run in ("uninterrupted", name)
     )
     assert [line["images"] for line in together] == [line["images"] for line in alone]
-    for name in ("loss", "redness", "tiny-preference", "penalty", "grad_norm"):
-        expected = [line[name] for line in alone]
-        assert [line[name] for line in together] == pytest.approx(expected, rel=1e-3, abs=1e-6), (
-            name
-        )
-    a, b = final_weights(folder / "two"), final_weights(uninterrupted)
+    for metric in ("loss", "redness", "tiny-preference", "penalty", "grad_norm"):
+        expected = [line[metric] for line in alone]
+        got = [line[metric] for line in together]
+        assert got == pytest.approx(expected, rel=1e-3, abs=1e-6), metric
+    a, b = final_weights(folder / name), final_weights(uninterrupted)
     error = sum(float((a[k] - b[k]).square().sum()) for k in b) ** 0.5
     assert error < 1e-3 * sum(float(b[k].square().sum()) for k in b) ** 0.5
-    assert len(list((folder / "two").glob("metrics*"))) == 1
+    assert len(list((folder / name).glob("metrics*"))) == 1
 
 
 def small_disk(path: Path, kilobytes: int) -> bool:

@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(parts):
 def test_training_raises_the_reward_on_noises_it_has_not_seen(parts, train_type):
     pipeline, _, features = parts
     reward = load_rewards({"redness": 10.0})
-    settings = {"steps": 30, "batch_size": 12, "train_type": train_type}
+    settings = {"steps": 15, "batch_size": 12, "train_type": train_type}
     trained = make_trainer((pipeline, reward, features), **settings).run()
     prompts, seeds = PROMPTS * 8, range(700, 700 + 8 * len(PROMPTS))
     options = {"seeds": seeds, "batch_size": 24}
@@ -157,7 +157,7 @@ def test_every_optimizer_lowers_the_loss_of_a_fixed_batch(parts, optim):
         PROMPTS + PROMPTS[:1],
         optim=optim,
         lr=lr,
-        steps=8,
+        steps=3 if optim == "lbfgs" else 8,
         latent_type="multi",
         reg_weight=0.01,
     )
@@ -192,20 +192,21 @@ def test_a_run_that_gets_no_gradient_any_more_ends(parts):
     assert trainer.step < 100
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-@pytest.mark.parametrize("optim", ["sgd", "adamw", "lbfgs"])
-def test_a_resumed_run_ends_with_the_same_bits(parts, optim, ema_decay, tmp_path):
-    settings = {"optim": optim, "ema_decay": ema_decay, "steps": 6, "schedule": "cosine"}
+@pytest.mark.parametrize(
+    ("optim", "steps", "ema_decay"), [("sgd", 6, 0.0), ("adamw", 6, 0.9), ("lbfgs", 2, 0.0)]
+)
+def test_a_resumed_run_ends_with_the_same_bits(parts, optim, steps, ema_decay, tmp_path):
+    settings = {"optim": optim, "ema_decay": ema_decay, "steps": steps, "schedule": "cosine"}
     settings |= {"max_generator_steps": 2}
     uninterrupted = make_trainer(parts, **settings)
     uninterrupted.run()
     first = make_trainer(parts, **settings)
-    list(islice(first.updates(), 3))
+    list(islice(first.updates(), steps // 2))
     torch.save(first.state_dict(), tmp_path / "state.pt")
     second = make_trainer(parts, **settings)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     second.run()
-    assert second.step == 6
+    assert second.step == steps
     assert torch.equal(weights(uninterrupted.trained), weights(second.trained))
     assert torch.equal(weights(uninterrupted.adapter), weights(second.adapter))
 
