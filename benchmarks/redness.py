@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/redness.py [--out out/redness]
 
 Trains a noise hypernetwork and a LoRA on the generator for the same reward, redness, and draws the
-tiny world's checker, which neither is trained on, against the redness reached on held-out captions.
-Runs that are there already are taken as they are.
+tiny world's checker, which neither is trained on, against the redness reached on held-out captions;
+means of three runs of each. Runs that are there already are taken as they are.
 """
 
 import argparse
@@ -19,23 +19,28 @@ from hypernoise.hypernoise_core.atomic_file import write_atomically
 from hypernoise.training.evaluation.figures import as_png
 from hypernoise.training.tracking import read
 
+SEEDS = (0, 1, 2)
 RUNS = {
     "noise hypernetwork": [],
-    "fine-tuned generator": ["--train_type", "finetune", "--lr", "1e-4", "--steps", "60"]
-    + ["--log_every", "4"],
+    "fine-tuned generator": ["--train_type", "finetune", "--image_grad_quantile", "1"]
+    + ["--lr", "1e-4", "--schedule", "constant", "--steps", "60", "--log_every", "4"],
 }
 COLORS = {"noise hypernetwork": "#1f6f43", "fine-tuned generator": "#b3372f"}
 Curve = list[tuple[float, float]]  # redness and checker
 
 
-def train(folder: Path, arguments: list[str]) -> None:
+def train(folder: Path, arguments: list[str], seed: int) -> None:
     command = [sys.executable, "-m", "hypernoise.training.cli", "train", "--config", "tiny-redness"]
-    command += ["--tracker", "none", "--save_dir", str(folder), "--resume"]
+    command += ["--tracker", "none", "--save_dir", str(folder), "--resume", "--seed", str(seed)]
     subprocess.run([*command, *arguments], check=True)
 
 
-def curve(folder: Path) -> Curve:
-    """From the plain generator to the end of training, one point an evaluation."""
+def curve(folders: list[Path]) -> Curve:
+    """From the plain generator to the end of training, one point an evaluation: means of runs."""
+    return np.mean([_curve(folder) for folder in folders], axis=0).tolist()
+
+
+def _curve(folder: Path) -> Curve:
     lines = [line for line in read(folder) if line["kind"] == "evaluation"]
     start = (lines[0]["evaluation/redness_base"], lines[0]["watched/checker_base"])
     return [start, *((line["evaluation/redness"], line["watched/checker"]) for line in lines)]
@@ -75,9 +80,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/redness"))
     out = parser.parse_args().out
+    curves = {}
     for name, arguments in RUNS.items():
-        train(out / name.replace(" ", "_"), arguments)
-    curves = {name: curve(out / name.replace(" ", "_")) for name in RUNS}
+        folders = [out / f"{name.replace(' ', '_')}_{seed}" for seed in SEEDS]
+        for folder, seed in zip(folders, SEEDS, strict=True):
+            train(folder, arguments, seed)
+        curves[name] = curve(folders)
     draw(out / "redness.png", curves)
     ours, theirs = curves.values()
     (base_red, base_checker), (redness, checker) = ours[0], ours[-1]

@@ -288,7 +288,8 @@ def test_the_store_gives_what_the_pipeline_gives(pipeline, batch_size, tmp_path)
             generate(pipeline, batch, seeds=seeds, conditioning=conditioning).images
             for conditioning in (rows, expected)
         )
-        torch.testing.assert_close(images, wanted, rtol=0, atol=1e-6)
+        # Batches are padded to other lengths, so that sums are rounded in another order.
+        torch.testing.assert_close(images, wanted, rtol=0, atol=1e-5)
 
 
 def test_overrides_reach_the_encoder(pipeline, tmp_path):

@@ -344,9 +344,9 @@ def test_a_watched_measure_below_the_base_is_a_warning():
     text = hacking_warning(history((0.5, 0.2), (1.0, -0.5)), watched="checker")
     for part in ("step 100", "+1 ", "checker", "below the base", "-0.5 ", "-0.6 to -0.4"):
         assert part in text
-    assert text.endswith("Raise --reg-weight, or stop at step 0, where checker was best.")
+    assert text.endswith("larger --reg_weight, or stop at step 0, where checker was best.")
     only = hacking_warning(history((1.0, -0.5)), watched="checker")
-    assert only.endswith("Raise --reg-weight.")
+    assert only.endswith("larger --reg_weight.")
 
 
 def test_a_watched_measure_that_has_fallen_from_its_best_is_a_warning():

@@ -134,3 +134,14 @@ def test_curves_and_grids_are_written_in_the_format_of_their_name(tmp_path):
         with Image.open(path) as picture:
             formats.append(picture.format)
     assert formats == ["PNG", "JPEG", "PNG"]
+
+
+def test_the_estimate_of_the_kl_has_its_curves(log, tmp_path):
+    for step in (10, 20):
+        kl = {"kl/l2": step, "kl/total": 2 * step, "kl/remainder_share": 0.5, "kl/lipschitz": 1.5}
+        log.write(step, evaluation(1.0, 0.0).metrics() | kl, kind="evaluation")
+    with_kl = page_of(tmp_path)
+    assert "How far the noise&#x27;s distribution has moved" in pictures(with_kl)
+    log.rewind(0)
+    log.write(10, evaluation(1.0, 0.0).metrics(), kind="evaluation")
+    assert len(pictures(page_of(tmp_path))) == len(pictures(with_kl)) - 1

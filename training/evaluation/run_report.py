@@ -24,6 +24,12 @@ _TITLES = {
 """Of metrics whose name does not say what they are."""
 _AFTER_REWARD = list(_TITLES).index("reward") + 0.5  # where the single rewards stand
 _SPEED = "images per second"
+_KL_TITLES = {
+    "kl/l2": "1/2 |f|², which stands for the KL",
+    "kl/total": "KL, estimated",
+    "kl/remainder_share": "share of the KL that 1/2 |f|² misses",
+    "kl/lipschitz": "largest singular value of f's Jacobian",
+}
 _NO_CURVES = ("step", "kind", "images", "seconds")
 _GAIN = "_gain"
 _TOTAL = "evaluation/total"
@@ -80,7 +86,19 @@ def _evaluation_parts(evaluations: Rows) -> list[str]:
     if gains:
         caption = "Gain over the base on held-out prompts, with 95% confidence"
         parts.append(report.picture(caption, figures.as_png(figures.gain_curves(gains))))
+    if kl := _kl_curves(evaluations):
+        caption = "How far the noise's distribution has moved"
+        parts.append(report.picture(caption, figures.as_png(figures.curves(kl))))
     return parts
+
+
+def _kl_curves(evaluations: Rows) -> dict[str, dict[int, float]]:
+    """Values by step, by title."""
+    curves = {
+        title: {row["step"]: row[name] for row in evaluations if name in row}
+        for name, title in _KL_TITLES.items()
+    }
+    return {title: curve for title, curve in curves.items() if curve}
 
 
 def _watched(scores: Sequence[str]) -> list[str]:

@@ -153,7 +153,8 @@ def hacking_warning(
     return (
         f"Reward hacking is likely: at step {last['step']:.0f} the gain over the base is "
         f"{_interval(last, ours)} in {trained}, which is trained on, while {watched}, which is "
-        f"not, {fallen}: {_interval(last, theirs)}. Raise --reg-weight{stop * (best is not last)}."
+        f"not, {fallen}: {_interval(last, theirs)}. Train less or with a larger --reg_weight"
+        f"{stop * (best is not last)}."
     )
 
 
