@@ -13,7 +13,8 @@ from typing import Any
 COLUMNS = ("prompt", "caption", "text")
 """Where prompts are looked for in a file with columns: the first one present."""
 
-_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")  # of a file that is none of text, or broken
+_CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # occur in people's prompts
 
 Entries = Iterable[tuple[str, Any]]
 """Where in a source something stands, such as `line 3`, and what stands there."""
@@ -22,7 +23,7 @@ Entries = Iterable[tuple[str, Any]]
 def read_file(path: Path, column: str | None = None) -> list[str]:
     """The prompts of a file in its order, repeated ones too, without surrounding whitespace.
 
-    Empty ones are left out.
+    Empty ones are left out. Control characters become spaces.
 
     Args:
         path: its suffix is one of `READERS`.
@@ -65,7 +66,10 @@ def read_data_set(name: str, column: str | None = None) -> list[str]:
 
 
 def _clean(source: str, entries: Entries) -> list[str]:
-    """The texts without surrounding whitespace; nulls and empty texts are left out."""
+    """The texts without surrounding whitespace; nulls and empty texts are left out.
+
+    Control characters count as whitespace.
+    """
     prompts = []
     for where, text in entries:
         if text is None:
@@ -74,10 +78,9 @@ def _clean(source: str, entries: Entries) -> list[str]:
             raise ValueError(f"{source}, {where}: a prompt is a text, not {text!r:.60}")
         if found := _NO_TEXT.search(text):
             raise ValueError(
-                f"{source}, {where}: the control character {found[0]!r} is part of no prompt; "
-                f"take it out"
+                f"{source}, {where}: the character {found[0]!r} is part of no prompt; take it out"
             )
-        prompts.append(text.strip())
+        prompts.append(_CONTROL.sub(" ", text).strip())
     return [prompt for prompt in prompts if prompt]
 
 

@@ -88,14 +88,13 @@ def test_prompt_goes_before_caption_and_caption_before_text(tmp_path):
     [
         ("a.txt", b"good\nb\xffd\n", r"a\.txt, line 2: this is not UTF-8"),
         ("a.txt", "good".encode("utf-16"), r"a\.txt, line 1: this is not UTF-8"),
-        ("a.txt", b"good\n\nwi\x00th\n", r"a\.txt, line 3: the control character '\\x00'"),
-        ("a.txt", b"bell\x07", r"a\.txt, line 1: the control character '\\x07'"),
+        ("a.txt", b"good\n\nwi\x00th\n", r"a\.txt, line 3: the character '\\x00'"),
         ("a.txt", b"\n  \n", r"a\.txt holds no prompt"),
         ("a.json", b'["a",\n "b",,]', r"a\.json, line 2: this is no JSON"),
         ("a.json", b"7", r"a\.json holds neither a list nor an object"),
         ("a.json", b'["a", 7]', r"a\.json, entry 2: a prompt is a text, not 7"),
         ("a.json", b'{"prompts": ["a"]}', r"a\.json, key 'prompts': a prompt is a text"),
-        ("a.json", b'["\\ud800"]', r"a\.json, entry 1: the control character"),
+        ("a.json", b'["\\ud800"]', r"a\.json, entry 1: the character"),
         ("a.json", b"[]", r"a\.json holds no prompt"),
         ("a.jsonl", b'"a"\n\n"b', r"a\.jsonl, line 3: this is no JSON"),
         ("a.jsonl", b'{"prompt": "a"}\n{"x": "b"}', r"a\.jsonl, line 2: there is no prompt amo"),
@@ -289,3 +288,8 @@ def test_an_unknown_task_is_told_what_there_is(tmp_path):
             load_prompts(task)
         for part in (*NAMED_TASKS, ".txt", ".jsonl", ".parquet", "owner/name"):
             assert part in str(error.value)
+
+
+def test_control_characters_in_people_s_prompts_count_as_whitespace(tmp_path):
+    (tmp_path / "a.txt").write_bytes("a bell\x07 and\x85 more\x7f\n".encode())
+    assert load_prompts(str(tmp_path / "a.txt")) == ["a bell  and  more"]

@@ -178,7 +178,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, folder):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_a_checkpoint_and_ends_the_run(uninterrupted, folder, number):
     run = folder / number.name
-    process = start(folder, "--save_dir", number.name, "--save_every", "1000")
+    settings = ["--save_dir", number.name, "--log_every", "0"]
+    process = start(folder, *settings, "--save_every", "1000")
     while not (run / "metrics.jsonl").is_file() or not read(run):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
@@ -188,13 +189,15 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(uninterrupted, folder, num
     assert f"stopped by {number.name}" in errors and "Traceback" not in errors
     step = Checkpoints(run / "checkpoints", 1).load_newest()["step"]
     assert 1 <= step < 8 and read(run)[-1]["step"] == step
-    result = train(folder, "--save_dir", number.name, "--resume")
+    result = train(folder, *settings, "--resume")
     assert result.returncode == 0, result.stderr
     assert_same(final_weights(run), final_weights(uninterrupted))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--shard"], ["--shard", "--use_checkpoint"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--shard"], ["--shard", "--use_checkpoint", "--log_every", "0"]]
+)
 def test_two_processes_train_as_one(uninterrupted, folder, options):
     """Batches of 4 images and of one over 2 processes, per-image clipping and all."""
     name = "two" + "".join(options)
