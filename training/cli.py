@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
+    from .evaluation.settings import EvaluationConfig
 
 
 def demo(
@@ -70,9 +71,9 @@ def train(
         print(to_toml(settings))
         print("\n".join(estimate(settings, num_processes=processes).lines()))
         return
-    from .run import Run, prepare
+    from .run import start
 
-    run = Run(settings, prepare(settings), resume=resume)
+    run = start(settings, resume=resume)
     path = run.train()
     if run.is_main:
         print(path.resolve())
@@ -85,6 +86,44 @@ def train(
                 file=sys.stderr,
             )
         raise SystemExit(128 + run.stopped_by)
+
+
+def evaluate(settings: EvaluationConfig) -> None:
+    """Compare HyperNoise with ways to spend more compute: gain, cost, and what became of diversity.
+
+    Started again, it goes on where it was. `accelerate launch -m hypernoise.training.cli evaluate
+    ...` shares the work between GPUs or processes.
+
+    --layout geneval, t2i-compbench or dpg-bench writes images for the benchmark's own evaluation
+    instead, of the prompts in its checkout (--data_dir).
+
+    Args:
+        settings: What is compared, on which prompts.
+    """
+    if settings.layout is not None:
+        from .evaluation.layouts import write_layout
+
+        for folder in write_layout(settings):
+            print(folder.resolve())
+        return
+    from .evaluation.evaluate import evaluate as run
+
+    if (page := run(settings)) is not None:
+        for name in (page.name, "report.json", "report.md"):
+            print((page.parent / name).resolve())
+
+
+def card(adapter: Path, report: Path | None = None, out: Path = Path("README.md")) -> None:
+    """Write a model card for an adapter, as the Hugging Face hub shows it.
+
+    Args:
+        adapter: A .safetensors file or a peft folder.
+        report: report.json of `hypernoise evaluate`, for its tables.
+        out: The file to write.
+    """
+    from .card import write_card
+
+    print(write_card(adapter, out, report).resolve())
 
 
 def export(
@@ -324,6 +363,20 @@ def _train_with(defaults: TrainingConfig) -> Callable[..., None]:
     return command
 
 
+def _evaluate_with_flat_settings() -> Callable[..., None]:
+    """`evaluate`, with a flag for each setting."""
+    import tyro
+
+    from .evaluation.settings import EvaluationConfig
+
+    def command(settings: object) -> None:
+        evaluate(settings)
+
+    command.__annotations__ = {"settings": tyro.conf.OmitArgPrefixes[EvaluationConfig]}
+    command.__doc__ = evaluate.__doc__
+    return command
+
+
 def main() -> None:
     """Runs the command that sys.argv names; bad input ends in one line and exit code 2."""
     try:
@@ -336,6 +389,8 @@ def main() -> None:
         commands = {
             "demo": demo,
             "train": train,
+            "evaluate": evaluate,
+            "card": card,
             "generate": generate,
             "reno": reno,
             "score": score,
@@ -348,6 +403,8 @@ def main() -> None:
 
             defaults, arguments = read_arguments(arguments)
             commands["train"] = _train_with(defaults)
+        if command == "evaluate":
+            commands["evaluate"] = _evaluate_with_flat_settings()
         tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="hypernoise",

@@ -55,6 +55,7 @@ from .trainer import Metrics, Trainer
 KL_IMAGES = 4
 """Noises at which an evaluation estimates the KL."""
 
+_CHECKPOINTS = "checkpoints"
 _EVALUATION_SEED = 600_000_000
 _FREE_ON_RESUME = {  # what may change when a run goes on
     "steps",
@@ -207,18 +208,36 @@ def _place(accelerator: Accelerator) -> dict[str, int]:
     }
 
 
+def start(config: TrainingConfig, *, resume: bool = False) -> Run:
+    """A run that is ready to train.
+
+    Args:
+        resume: go on from the newest checkpoint in the run's folder; start where there is none.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` is not asked for, or one with other settings
+            or prompts; or as `prepare` raises it.
+        FileNotFoundError: as `prepare` raises it.
+    """
+    if not resume and Checkpoints(config.save_dir / _CHECKPOINTS, 1).paths():
+        raise ValueError(
+            f"{config.save_dir} holds a run already: add --resume to go on with it, or choose "
+            f"another --save_dir"
+        )
+    return Run(config, prepare(config))
+
+
 class Run:
-    """A training run and its folder.
+    """A training run and its folder; it goes on from the newest checkpoint there.
 
     Args:
         parts: from `prepare`.
-        resume: go on from the newest checkpoint in the folder; where there is none yet, start.
 
     Raises:
-        ValueError: the folder holds another run, or `resume` finds other settings or prompts.
+        ValueError: the checkpoint is of other settings or prompts.
     """
 
-    def __init__(self, config: TrainingConfig, parts: Parts, *, resume: bool = False) -> None:
+    def __init__(self, config: TrainingConfig, parts: Parts) -> None:
         self.config, self.parts, self.folder = config, parts, config.save_dir
         self.trainer = Trainer(
             parts.pipeline,
@@ -230,16 +249,11 @@ class Run:
             base_model=config.model,
             accelerator=parts.accelerator,
         )
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep_last)
+        self.checkpoints = Checkpoints(self.folder / _CHECKPOINTS, config.keep_last)
         self.evaluations: list[Metrics] = []
         self.best: float | None = None
         self._fingerprint = _fingerprint(config, parts.prompts.training)
         if self.checkpoints.paths():
-            if not resume:
-                raise ValueError(
-                    f"{self.folder} holds a run already: add --resume to go on with it, or choose "
-                    f"another --save_dir"
-                )
             self._load()
         self.stopped_by: signal.Signals | None = None
         self.is_main = parts.accelerator.is_main_process
