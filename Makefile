@@ -8,16 +8,31 @@ INSTALLED := $(VENV)/.installed
 COMFYUI_INSTALLED := $(VENV)/.installed-comfyui
 ORACLE ?= .venv-oracle
 ORACLE_INSTALLED := $(ORACLE)/.installed
+EVALUATION := out/evaluation
+QUIETLY := --log_every 0 --tracker none --resume
+FINETUNE := --train_type finetune --image_grad_quantile 1 --lr 1e-4
 # Not `python -m pytest`, which would put the root, with our nodes/, on sys.path.
 PYTEST := $(VENV)/bin/pytest
 RUFF := $(VENV)/bin/ruff
 
 export PYTHON TORCH_INDEX
 
-.PHONY: demo test parity comfyui browser oracle lint format clean distclean
+.PHONY: demo evaluate test parity comfyui browser oracle lint format clean distclean
 
 demo: $(INSTALLED)  ## train a noise hypernetwork on the embedded generator and report the gain
 	$(VENV)/bin/hypernoise demo $(ARGS)
+
+evaluate: $(INSTALLED)  ## three trainings and a fine-tune, then the paper's tables in miniature
+	for seed in 0 1 2; do \
+		$(VENV)/bin/hypernoise train --config tiny-sprint --seed $$seed $(QUIETLY) \
+			--save_dir $(EVALUATION)/train/seed_$$seed || exit 1; \
+	done
+	$(VENV)/bin/hypernoise train --config tiny-sprint $(FINETUNE) $(QUIETLY) \
+		--save_dir $(EVALUATION)/train/finetune
+	$(VENV)/bin/hypernoise evaluate --out $(EVALUATION) --search_prompts 120 \
+		--multi_step_search_prompts 12 \
+		--adapter $(foreach n,0 1 2,$(EVALUATION)/train/seed_$(n)/hypernoise.safetensors) \
+		--lora $(EVALUATION)/train/finetune/lora.safetensors $(ARGS)
 
 test: $(COMFYUI_INSTALLED)  ## every test, those that start a real ComfyUI server too
 	$(PYTEST) $(ARGS)

@@ -92,12 +92,13 @@ def evaluate(
     prompts = [caption.text for caption in captions]
     conditioning = parts.features.rows(prompts)
     task = methods.Task(parts.pipeline, parts.rewards, prompts, conditioning, seeds, parts.size)
-    task.images(seeds, hypernetwork)  # warm-up, so that the first method pays for nothing extra
-    return {
-        "base": methods.base(task),
-        "hypernoise": methods.hypernoise(task, hypernetwork),
-        f"best_of_{CANDIDATES}": methods.best_of(task, CANDIDATES),
+    compared = {
+        "base": methods.base,
+        "hypernoise": methods.hypernoise(hypernetwork),
+        f"best_of_{CANDIDATES}": methods.best_of(CANDIDATES),
     }
+    task.generate(hypernetwork)  # warm-up, so that the first method pays for nothing extra
+    return {name: methods.measure(task, method) for name, method in compared.items()}
 
 
 def _entry(result: methods.MethodResult, captions: list[Caption]) -> dict[str, Any]:

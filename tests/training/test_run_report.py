@@ -59,7 +59,7 @@ def test_a_run_s_page_holds_curves_table_pictures_and_warning_and_needs_no_netwo
             result = evaluation(step / 10, {10: 0.0, 20: 0.3, 40: -1.0}[step])
             write_evaluation(tmp_path, log, step, result)
     page = page_of(tmp_path)
-    assert "http" not in page
+    assert "://" not in page
     assert "A &lt;run&gt; &amp; more" in page
     assert "What was &lt;trained&gt;." in page
     assert page.count("class=warning") == 1

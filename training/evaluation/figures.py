@@ -30,6 +30,14 @@ class GainPoint(NamedTuple):
     high: float
 
 
+class Point(NamedTuple):
+    """A point of a path, with the text beside it."""
+
+    label: str
+    x: float
+    y: float
+
+
 def side_by_side(
     path: Path,
     prompts: list[str],
@@ -130,6 +138,57 @@ def two_gains(
     left.set_xlabel("step")
     left.grid(alpha=0.3)
     figure.tight_layout()
+    return figure
+
+
+def gains_by_steps(panels: Mapping[str, Mapping[str, Sequence[GainPoint]]]) -> Figure:
+    """Gains over the base at numbers of generator steps, by method, a plot for each title.
+
+    Raises:
+        ValueError: there is no plot.
+    """
+    figure, axes = _grid(len(panels))
+    for axis, (title, methods) in zip(axes, panels.items(), strict=True):
+        axis.axhline(0, color="#777777", linewidth=0.8)
+        for i, (name, points) in enumerate(methods.items()):
+            steps, means, lows, highs = zip(*points, strict=True)
+            axis.plot(steps, means, color=f"C{i}", marker="o", markersize=4, label=name)
+            axis.fill_between(steps, lows, highs, color=f"C{i}", alpha=0.12, linewidth=0)
+        ticks = sorted({point.step for points in methods.values() for point in points})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_xlabel("generator steps")
+        axis.set_title(f"gain in {title}", fontsize=10)
+    return _with_legend_below(figure, axes[0])
+
+
+def paths(
+    panels: Mapping[str, Mapping[str, Sequence[Point]]], x_title: str, *, log_x: bool = False
+) -> Figure:
+    """Labelled points joined by lines, by name, a plot for each title.
+
+    Raises:
+        ValueError: there is no plot.
+    """
+    figure, axes = _grid(len(panels))
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for i, (name, points) in enumerate(lines.items()):
+            labels, xs, ys = zip(*points, strict=True)
+            axis.plot(xs, ys, color=f"C{i}", marker="o", markersize=5, label=name)
+            for label, x, y in zip(labels, xs, ys, strict=True):
+                offset = {"xytext": (3, 3), "textcoords": "offset points"}
+                axis.annotate(label, (x, y), fontsize=6, parse_math=False, **offset)
+        axis.set_xscale("log" if log_x else "linear")
+        axis.set_xlabel(x_title)
+        axis.set_title(title, fontsize=10)
+    return _with_legend_below(figure, axes[0])
+
+
+def _with_legend_below(figure: Figure, axis: Axes) -> Figure:
+    """The figure with one legend for all of its plots, which have the same lines."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.06 + 0.06 * math.ceil(len(labels) / 4), 1, 1))
     return figure
 
 

@@ -1,27 +1,31 @@
-"""Ways to spend compute at test time, side by side on the same captions and noises."""
+"""Ways to spend compute at test time, side by side on the same prompts and noises."""
+
+from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...hypernoise_core.generate import generate
-from ...hypernoise_core.hypernetwork import NoiseHypernetwork
+from ...hypernoise_core.families import Conditioning, Family, family_of_pipeline
+from ...hypernoise_core.generate import Generated, generate
+from ...hypernoise_core.generator_lora import GeneratorLora
+from ...hypernoise_core.hypernetwork import (
+    NoiseHypernetwork,
+    draw_noise,
+    modulate,
+    noise_penalty,
+    predict_delta,
+    seed_generators,
+)
+from ...hypernoise_core.reno import RenoConfig, optimise_noise
 from ...hypernoise_core.rewards import Ensemble, score_in_batches
 
 _CANDIDATE_STRIDE = 1_000_003  # between the seeds of one image's candidates
-
-
-@dataclass(frozen=True)
-class MethodResult:
-    """What a method made: images (N, 3, H, W) in [0, 1], rewards (N,), wall-clock seconds each."""
-
-    images: Tensor
-    reward: Tensor
-    seconds_per_image: float
 
 
 @dataclass(frozen=True)
@@ -29,53 +33,118 @@ class Task:
     """What is generated: one image for each prompt, from the noise of its seed.
 
     `conditioning` holds the encoded prompts, first dimension N; encoding is in no method's time.
+    `rewards` may be None for methods that do not look at rewards.
     """
 
     pipeline: Any
-    rewards: Ensemble
+    rewards: Ensemble | None
     prompts: Sequence[str]
-    conditioning: dict[str, Tensor]
+    conditioning: Conditioning
     seeds: Sequence[int]
     size: tuple[int, int]
     batch_size: int = 32
+    steps: int = 1
 
-    def images(self, seeds: Sequence[int], hypernetwork: NoiseHypernetwork | None) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1] by one generator step."""
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def family(self) -> Family:
+        return family_of_pipeline(self.pipeline)
+
+    @property
+    def network(self) -> nn.Module:
+        return self.family.network(self.pipeline)
+
+    def generate(self, hypernetwork: NoiseHypernetwork | None = None) -> Generated:
+        """One image for each prompt, by `steps` generator steps."""
         return generate(
             self.pipeline,
             self.prompts,
             hypernetwork,
-            seeds=seeds,
+            seeds=self.seeds,
+            steps=self.steps,
             height=self.size[0],
             width=self.size[1],
             conditioning=self.conditioning,
             batch_size=self.batch_size,
-        ).images
+        )
+
+    def scores(self, images: Tensor) -> dict[str, Tensor]:
+        """Each reward's scores (N,) of images (N, 3, H, W) by name."""
+        return score_in_batches(self.rewards, images, self.prompts, batch_size=self.batch_size)
 
     def score(self, images: Tensor) -> Tensor:
-        """Rewards (N,)."""
-        scores = score_in_batches(self.rewards, images, self.prompts, batch_size=self.batch_size)
-        return self.rewards.total(scores)
+        """The weighted sum of the rewards, (N,)."""
+        return self.rewards.total(self.scores(images))
+
+    def rows(self, rows: slice) -> Task:
+        """The same task for some of the prompts."""
+        return replace(
+            self,
+            prompts=self.prompts[rows],
+            seeds=self.seeds[rows],
+            conditioning={name: tensor[rows] for name, tensor in self.conditioning.items()},
+        )
+
+    def batches(self) -> Iterator[Task]:
+        """Tasks of at most `batch_size` prompts."""
+        for start in range(0, len(self), self.batch_size):
+            yield self.rows(slice(start, start + self.batch_size))
 
 
-def base(task: Task) -> MethodResult:
+@dataclass(frozen=True)
+class Made:
+    """Images (N, 3, H, W) in [0, 1] on the CPU; mean f^2 of each noise (N,) where there is an f."""
+
+    images: Tensor
+    f_squared: Tensor | None = None
+
+
+Method = Callable[[Task], Made]
+
+
+# The methods
+
+
+def base(task: Task) -> Made:
     """The generator as it is."""
-    return _timed(task, lambda: task.images(task.seeds, None))
+    return Made(task.generate().images)
 
 
-def hypernoise(task: Task, hypernetwork: NoiseHypernetwork) -> MethodResult:
+def hypernoise(hypernetwork: NoiseHypernetwork) -> Method:
     """The generator on noise that the hypernetwork modulated."""
-    return _timed(task, lambda: task.images(task.seeds, hypernetwork))
+
+    def make(task: Task) -> Made:
+        made = task.generate(hypernetwork)
+        return Made(made.images, _f_squared(hypernetwork, made.noise, made.delta))
+
+    return make
 
 
-def best_of(task: Task, candidates: int) -> MethodResult:
+def _f_squared(hypernetwork: NoiseHypernetwork, noise: Tensor, delta: Tensor) -> Tensor:
+    output = delta + noise if hypernetwork.metadata.replaces_noise else delta
+    return noise_penalty(output)
+
+
+def finetune(lora: GeneratorLora) -> Method:
+    """The generator with a LoRA that was trained on the rewards directly."""
+
+    def make(task: Task) -> Made:
+        with lora.attached(task.network):
+            return Made(task.generate().images)
+
+    return make
+
+
+def best_of(candidates: int) -> Method:
     """Of `candidates` images the one that the reward likes best; the first is the base's."""
 
-    def choose() -> Tensor:
+    def make(task: Task) -> Made:
         best, best_reward = torch.empty(0), torch.empty(0)
         for candidate in range(candidates):
             seeds = [seed + candidate * _CANDIDATE_STRIDE for seed in task.seeds]
-            images = task.images(seeds, None)
+            images = replace(task, seeds=seeds).generate().images
             reward = task.score(images)
             if candidate == 0:
                 best, best_reward = images, reward
@@ -83,13 +152,147 @@ def best_of(task: Task, candidates: int) -> MethodResult:
             better = reward > best_reward
             best = torch.where(better[:, None, None, None], images, best)
             best_reward = torch.where(better, reward, best_reward)
-        return best
+        return Made(best)
 
-    return _timed(task, choose)
+    return make
 
 
-def _timed(task: Task, make: Callable[[], Tensor]) -> MethodResult:
-    start = time.perf_counter()
-    images = make()
-    seconds = time.perf_counter() - start
-    return MethodResult(images, task.score(images), seconds / len(images))
+def reno(iterations: int, hypernetwork: NoiseHypernetwork | None = None) -> Method:
+    """ReNO with the paper's settings, from plain noise or from the hypernetwork's."""
+    config = RenoConfig(iterations=iterations)
+
+    def make(task: Task) -> Made:
+        return Made(torch.cat([_search(b, config, hypernetwork) for b in task.batches()]))
+
+    return make
+
+
+def _search(task: Task, config: RenoConfig, hypernetwork: NoiseHypernetwork | None) -> Tensor:
+    """The best images (N, 3, H, W) found for one batch."""
+    family, pipeline, device = task.family, task.pipeline, task.pipeline._execution_device
+    shape = family.latent_shape(pipeline, *task.size)
+    conditioning = {name: tensor.to(device) for name, tensor in task.conditioning.items()}
+
+    def start() -> tuple[Tensor, list[torch.Generator]]:
+        """The seeds' noise, and generators from which the sampler draws what it draws for base."""
+        generators = seed_generators(task.seeds)
+        return draw_noise(shape, generators, device=device), generators
+
+    def images(x: Tensor) -> Tensor:
+        latents = family.denoise(pipeline, x, conditioning, task.steps, start()[1])
+        return family.decode(pipeline, latents)
+
+    noise, _ = start()
+    if hypernetwork is not None:
+        with torch.no_grad():
+            noise = modulate(noise, predict_delta(hypernetwork, task.network, noise, conditioning))
+    result = optimise_noise(
+        noise, images, lambda made: task.rewards.score(made, task.prompts), config
+    )
+    return result.images.float().cpu()
+
+
+def prompt_optimisation(
+    candidates: Mapping[str, Sequence[str]], encode: Callable[[Sequence[str]], Conditioning]
+) -> Method:
+    """Of the images of several wordings the one that the reward likes best, given the prompt.
+
+    All wordings start from the same noise.
+
+    Args:
+        candidates: wordings of each prompt, the prompt itself among them.
+        encode: conditioning of wordings, a row each.
+    """
+
+    def make(task: Task) -> Made:
+        wordings = [candidates[prompt] for prompt in task.prompts]
+        counts = [len(texts) for texts in wordings]
+        copies = replace(
+            task,
+            prompts=_repeated(task.prompts, counts),
+            seeds=_repeated(task.seeds, counts),
+            conditioning=encode([text for texts in wordings for text in texts]),
+        )
+        images = copies.generate().images
+        rewards = copies.score(images)
+        groups = zip(images.split(counts), rewards.split(counts), strict=True)
+        return Made(torch.stack([images[rewards.argmax()] for images, rewards in groups]))
+
+    return make
+
+
+def _repeated(items: Sequence[Any], counts: Sequence[int]) -> list[Any]:
+    return [item for item, count in zip(items, counts, strict=True) for _ in range(count)]
+
+
+# Measuring them
+
+
+@dataclass
+class Passes:
+    """Images that passed the generator's network, forwards and backwards."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def add_backward(self, gradient: Tensor) -> None:
+        self.backward += len(gradient)
+
+
+@contextmanager
+def count_passes(network: nn.Module) -> Iterator[Passes]:
+    """Counts each image that passes the network, as the generator or as the hypernetwork."""
+    passes = Passes()
+
+    def after(module: nn.Module, arguments: tuple, output: tuple[Tensor, ...]) -> None:
+        passes.forward += len(output[0])
+        if output[0].requires_grad:
+            output[0].register_hook(passes.add_backward)
+
+    handle = network.register_forward_hook(after)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method made of N prompts, and at which cost."""
+
+    images: Tensor
+    """(N, 3, H, W) in [0, 1]."""
+    scores: dict[str, Tensor]
+    """By reward, (N,)."""
+    reward: Tensor
+    """Their weighted sum, (N,)."""
+    f_squared: Tensor | None
+    """Mean f^2 of an element of the noise, (N,), where there is an f."""
+    seconds_per_image: float
+    """Wall-clock time, without encoding prompts and without the scores above."""
+    forward_passes: float
+    """Of the network, per image."""
+    backward_passes: float
+    """Of the network, per image; one costs about two forward passes."""
+
+
+def measure(task: Task, method: Method) -> MethodResult:
+    """Runs a method, and takes its time, its passes and its images' scores.
+
+    Run something before it, so that the first method does not pay for what happens only once.
+    """
+    with count_passes(task.network) as passes:
+        start = time.perf_counter()
+        made = method(task)
+        seconds = time.perf_counter() - start
+    scores = task.scores(made.images)
+    count = len(task)
+    return MethodResult(
+        images=made.images,
+        scores=scores,
+        reward=task.rewards.total(scores),
+        f_squared=made.f_squared,
+        seconds_per_image=seconds / count,
+        forward_passes=passes.forward / count,
+        backward_passes=passes.backward / count,
+    )

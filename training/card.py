@@ -1,0 +1,205 @@
+"""`hypernoise card`: a model card for an adapter, from its own metadata and its evaluation."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..hypernoise_core.adapter import find_weights, load_adapter, read_header
+from ..hypernoise_core.atomic_file import write_atomically
+from ..hypernoise_core.families import get_family
+from ..hypernoise_core.generator_lora import load_generator_lora
+from ..hypernoise_core.metadata import AdapterMetadata, is_generator_lora
+from .evaluation.catalogue import BASE, OURS
+from .evaluation.tables import fewest_steps, markdown
+from .published_models import PUBLISHED
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def write_card(adapter: Path, out: Path, report: Path | None = None) -> Path:
+    """Writes a model card in the Hugging Face hub's form: facts in YAML, then text in Markdown.
+
+    Args:
+        adapter: a noise hypernetwork, or a LoRA that was trained on the generator itself.
+        out: of the card; the hub shows README.md.
+        report: report.json of an evaluation.
+
+    Returns:
+        The card.
+
+    Raises:
+        AdapterError: the adapter is missing or damaged.
+        FileNotFoundError: there is no such report.
+        ValueError: the report is none of `hypernoise evaluate`.
+    """
+    weights = find_weights(adapter)
+    is_lora = is_generator_lora(read_header(weights))
+    loaded = load_generator_lora(adapter) if is_lora else load_adapter(adapter)
+    facts = loaded.metadata
+    numbers = None if report is None else read_report(report)
+    parameters = sum(parameter.numel() for parameter in loaded.parameters())
+    sections = [
+        _front_matter(facts, is_lora, numbers, out.resolve().parent.name),
+        f"# {_title(facts, is_lora)}",
+        _what_it_is(is_lora, facts),
+        _table_of_facts(facts, parameters),
+        _how_to_use(weights.name, is_lora, facts),
+    ]
+    if numbers is not None:
+        sections.append(_evaluation(numbers))
+    write_atomically(out, ("\n\n".join(sections) + "\n").encode())
+    return out
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """report.json of an evaluation.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none of `hypernoise evaluate`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no report {path}; `hypernoise evaluate` writes one")
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(numbers, dict) or not numbers.get("steps"):
+        raise ValueError(f"{path} is no report.json of `hypernoise evaluate`: it has no steps")
+    return numbers
+
+
+def _title(facts: AdapterMetadata, is_lora: bool) -> str:
+    kind = "reward LoRA" if is_lora else "noise hypernetwork"
+    return f"{get_family(facts.family).title} {kind}"
+
+
+def _repository(facts: AdapterMetadata) -> str | None:
+    """The generator's name on the hub; None where it is not known to have one."""
+    name = facts.base_model or ""
+    if name in PUBLISHED:
+        return PUBLISHED[name].repository
+    return name if _REPOSITORY.fullmatch(name) and not Path(name).exists() else None
+
+
+# JSON is YAML, so that values are written as JSON.
+
+
+def _front_matter(
+    facts: AdapterMetadata, is_lora: bool, numbers: Mapping[str, Any] | None, name: str
+) -> str:
+    kind = [] if is_lora else ["hypernoise", "noise-hypernetwork"]
+    entries: dict[str, Any] = {
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "lora", *kind],
+    }
+    if is_lora:
+        entries["library_name"] = "diffusers"
+    if (repository := _repository(facts)) is not None:
+        entries |= {"base_model": repository, "base_model_relation": "adapter"}
+    if numbers is not None and OURS in numbers["steps"][fewest_steps(numbers)] and not is_lora:
+        entries["model-index"] = [_model_index(numbers, name)]
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in entries.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _model_index(numbers: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The results in the hub's form."""
+    steps = fewest_steps(numbers)
+    entry = numbers["steps"][steps][OURS]
+    values = {f"mean reward, {steps} step(s)": entry["reward_mean"], "win rate": entry["win_rate"]}
+    if entry["checker_mean"] is not None:
+        values[f"checker mean, {steps} step(s)"] = entry["checker_mean"]
+    metrics = [
+        {"type": title.split(",")[0].replace(" ", "_"), "name": title, "value": round(value, 4)}
+        for title, value in values.items()
+    ]
+    prompts = {"name": f"{numbers['settings']['prompts']} prompts", "type": "prompts"}
+    result = {
+        "task": {"type": "text-to-image"},
+        "dataset": prompts,
+        "metrics": metrics,
+    }
+    return {"name": name, "results": [result]}
+
+
+def _what_it_is(is_lora: bool, facts: AdapterMetadata) -> str:
+    rewards = ", ".join(facts.rewards) or "rewards that it does not name"
+    if is_lora:
+        return (
+            f"A LoRA on the generator itself, trained on {rewards}. It is what noise hypernetworks "
+            f"are compared with: it may raise its rewards at the cost of quality and diversity."
+        )
+    return (
+        "A noise hypernetwork ([arXiv 2508.09968](https://arxiv.org/abs/2508.09968)): LoRA weights "
+        "that turn the frozen generator into a network f which changes the initial noise, x + f(x, "
+        "prompt). The generator itself stays as it is and makes the image from that noise, in one "
+        f"or more steps. It costs one more pass of the network. Trained on {rewards}.\n\n"
+        "It is no LoRA for the generator: loading it as one gives broken images."
+    )
+
+
+def _table_of_facts(facts: AdapterMetadata, parameters: int) -> str:
+    rewards = ", ".join(f"{weight:g} x {name}" for name, weight in facts.rewards.items())
+    rows = {
+        "generator": facts.base_model,
+        "family": get_family(facts.family).title,
+        "rank, alpha": f"{facts.rank}, {facts.alpha:g}",
+        "parameters": f"{parameters:,}",
+        "rewards": rewards or None,
+        "updates": facts.training_steps,
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    return "\n".join(["| | |", "| --- | --- |", *lines])
+
+
+def _how_to_use(file: str, is_lora: bool, facts: AdapterMetadata) -> str:
+    pipeline = get_family(facts.family).pipeline_class
+    source = _repository(facts) or "GENERATOR"
+    load = f'pipeline = {pipeline}.from_pretrained("{source}")'
+    if is_lora:
+        code = [
+            f"from diffusers import {pipeline}",
+            "",
+            load,
+            f'pipeline.load_lora_weights("{file}")',
+        ]
+        return "\n".join(["## Use", "", "```python", *code, "```"])
+    code = [
+        f"from diffusers import {pipeline}",
+        "from hypernoise.hypernoise_core.adapter import load_adapter",
+        "from hypernoise.hypernoise_core.generate import generate",
+        "",
+        load,
+        f'hypernetwork = load_adapter("{file}")',
+        'images = generate(pipeline, ["a photo of a cat"], hypernetwork, seeds=[0]).images',
+    ]
+    comfyui = (
+        "In ComfyUI with the HyperNoise nodes: put the file into `models/hypernoise`, load it with "
+        "*Load Noise Hypernetwork*, and connect that to *Apply Noise Hypernetwork*."
+    )
+    return "\n".join(["## Use", "", comfyui, "", "In Python:", "", "```python", *code, "```"])
+
+
+def _evaluation(numbers: Mapping[str, Any]) -> str:
+    settings = numbers["settings"]
+    rewards = ", ".join(f"{weight:g} x {name}" for name, weight in settings["rewards"].items())
+    text = [
+        f"{settings['prompts']} prompts, {settings['seeds']} noises each, the same for all "
+        f"methods. Reward: {rewards}. Intervals: 95% bootstrap over prompts. Passes count images "
+        f"through the network; seconds are those of one machine ({settings['device']})."
+    ]
+    if (share := numbers["recovered_share"]) is not None and share["reward"] is not None:
+        text.append(f"Of ReNO's gain on the reward it recovers {share['reward']:.0%}.")
+    table = numbers["steps"][fewest_steps(numbers)]
+    if OURS in table and table[OURS]["pixel_diversity"] is not None:
+        before, after = table[BASE]["pixel_diversity"], table[OURS]["pixel_diversity"]
+        text.append(
+            f"Two images of one prompt differ by {after:.3f} on average, {before:.3f} without it "
+            f"(root mean square over small copies, of 1)."
+        )
+    return "\n\n".join(["## Evaluation", " ".join(text), markdown(numbers).rstrip()])

@@ -1,0 +1,98 @@
+"""The methods that an evaluation compares, by name, and what each of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ...hypernoise_core.families import Conditioning
+from ...hypernoise_core.generator_lora import GeneratorLora
+from ...hypernoise_core.hypernetwork import NoiseHypernetwork
+from .methods import Method, base, best_of, finetune, hypernoise, prompt_optimisation, reno
+
+BASE, OURS, RENO, FINETUNE = "base", "hypernoise", "reno_50", "finetune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingredients:
+    """What methods are made of; None: it is not there."""
+
+    hypernetwork: NoiseHypernetwork | None = None
+    lora: GeneratorLora | None = None
+    wordings: Mapping[str, Sequence[str]] | None = None
+    encode: Callable[[Sequence[str]], Conditioning] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Facts about a method."""
+
+    title: str
+    """How people call it."""
+    make: Callable[[Ingredients], Method]
+    passes: int
+    """About how many forward passes a generator step of an image costs; a backward pass counts
+    as two. Work is shared out by it."""
+    once: int = 0
+    """Passes beside those of the steps."""
+    needs: Literal["adapter", "lora", "wordings"] | None = None
+    searches: bool = False
+    """Whether it makes several images to choose from, and looks at the reward."""
+    slow: bool = False
+    """Whether it is run at more than one step only where that is asked for."""
+    candidates: int | None = None
+    """Of best-of-N."""
+
+
+METHODS: dict[str, Entry] = {
+    BASE: Entry(title="base", make=lambda _: base, passes=1),
+    OURS: Entry(
+        title="+ HyperNoise",
+        make=lambda of: hypernoise(of.hypernetwork),
+        passes=1,
+        once=1,
+        needs="adapter",
+    ),
+    "hypernoise_reno5": Entry(
+        title="+ HyperNoise + ReNO (5)",
+        make=lambda of: reno(5, of.hypernetwork),
+        passes=16,
+        once=1,
+        needs="adapter",
+        searches=True,
+    ),
+    "best_of_8": Entry(
+        title="best of 8", make=lambda _: best_of(8), passes=8, searches=True, candidates=8
+    ),
+    "best_of_50": Entry(
+        title="best of 50",
+        make=lambda _: best_of(50),
+        passes=50,
+        searches=True,
+        slow=True,
+        candidates=50,
+    ),
+    RENO: Entry(title="ReNO (50)", make=lambda _: reno(50), passes=151, searches=True, slow=True),
+    FINETUNE: Entry(
+        title="LoRA fine-tune", make=lambda of: finetune(of.lora), passes=1, needs="lora"
+    ),
+    "prompt_optimisation": Entry(
+        title="prompt optimisation",
+        make=lambda of: prompt_optimisation(of.wordings, of.encode),
+        passes=4,
+        needs="wordings",
+        searches=True,
+    ),
+}
+
+
+def get_entry(name: str) -> Entry:
+    """The method of that name.
+
+    Raises:
+        ValueError: there is none; lists those that there are.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}, choose from {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,40 @@
+"""`hypernoise evaluate`: how much of test-time optimisation's gain a hypernetwork recovers, at
+which cost, and whether the distribution stays.
+
+The folder holds report.html, report.json, report.md, and in cells/ what is done so far.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..processes import join
+from ..run import prepare
+from .adapters import Adapters
+from .questions import PROMPTS, ask
+from .settings import EvaluationConfig
+from .suite import Suite
+from .suite_report import write_report
+
+
+def evaluate(config: EvaluationConfig) -> Path | None:
+    """Measures all methods and writes the report; returns the page, None in all but one process.
+
+    All processes call this together; each does a share of the cells.
+
+    Raises:
+        FileNotFoundError: a model, an adapter, a reward or a prompt file is missing.
+        ValueError: something does not fit, or the folder holds another evaluation.
+    """
+    accelerator = join()
+    adapters = Adapters.load(config)
+    questions = ask(config, accelerator)
+    parts = prepare(
+        config.training_config(str(config.out / PROMPTS)), also_encode=questions.texts()
+    )
+    suite = Suite(config, parts, questions, adapters.to(parts.accelerator.device))
+    suite.run()
+    accelerator.wait_for_everyone()
+    page = write_report(suite) if accelerator.is_main_process else None
+    accelerator.wait_for_everyone()
+    return page

@@ -1,0 +1,178 @@
+"""What an evaluation is told."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ...hypernoise_core.rewards import parse_weights
+from ..config import TrainingConfig
+from ..inference import EMBEDDED_ADAPTER
+from .catalogue import BASE, METHODS, get_entry
+
+TINY = "tiny-sprint"
+_TABLE_STEPS = (1, 2, 4, 8, 16, 32)
+_ABLATION = re.compile(r"[\w.-]+=.+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Settings of `hypernoise evaluate`.
+
+    Raises:
+        ValueError: a value is out of its range, or a method lacks what it needs.
+    """
+
+    model: str = TINY
+    """Generator: tiny-sprint, sana, flux, sd-turbo, a diffusers folder, or a repository in the
+    Hugging Face cache."""
+    adapter: tuple[Path, ...] = ()
+    """Noise hypernetworks, one for each training seed: results are means over them. Default: the
+    embedded one for tiny-sprint."""
+    lora: tuple[Path, ...] = ()
+    """LoRAs on the generator for method finetune, from `hypernoise train --train_type finetune`."""
+    ablation: tuple[str, ...] = ()
+    """More hypernetworks or LoRAs as NAME=FILE, such as rank_8=FILE, in a table and a plot of their
+    own."""
+    methods: tuple[str, ...] = ()
+    """Default: all of base, hypernoise, hypernoise_reno5, best_of_8, best_of_50, reno_50, finetune
+    and prompt_optimisation that can run; with --layout: base, hypernoise and finetune."""
+    steps: tuple[int, ...] = ()
+    """Generator steps. Default: 1 2 4 8 16 32; with --layout: 1."""
+    slow_steps: tuple[int, ...] = (1,)
+    """Those of them at which best_of_50 and reno_50 run."""
+    seeds: int = 4
+    """Images of each prompt, from different noises."""
+
+    task: str | None = None
+    """Prompts, named as for `hypernoise train`. Default: held-out captions for tiny-sprint, else
+    example-prompts."""
+    data_dir: Path | None = None
+    """Folder of the published prompt files; with --layout: the benchmark's checkout."""
+    prompt_column: str | None = None
+    """Column or key of the prompts in a file or data set."""
+    per_category: int = 40
+    """Held-out captions of each of the tiny world's six categories."""
+    max_prompts: int | None = None
+    """So many of the task's prompts, at equal distances."""
+    search_prompts: int | None = None
+    """So many of the prompts for methods that make several images of each, at equal distances."""
+    multi_step_search_prompts: int | None = None
+    """So many for these methods at more than the fewest steps; default: search_prompts."""
+    prompt_command: str | None = None
+    """A command that answers other wordings of prompts, for method prompt_optimisation: it reads
+    lines {"prompt": ...} and writes lines {"candidates": [...]}. Default: rules, for captions of
+    the tiny world."""
+
+    rewards: str | None = None
+    """What is measured and searched by: names with weights, such as hps=5,clip=0.01, or paper.
+    Default: tiny-preference for tiny-sprint, else paper."""
+    rewards_folder: Path | None = None
+    """Folder of downloaded rewards; default: the Hugging Face cache."""
+    cache_dir: Path | None = None
+    """Folder of downloaded models and encoded prompts."""
+    image_size: int | None = None
+    """Height and width of the images in pixels; default: as in training."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Of the frozen networks; default: float32 for tiny-sprint, else bfloat16."""
+    batch_size: int = 8
+    """Images that run at a time in a process."""
+    kl_noises: int = 4
+    """Noises at which the KL is estimated; 0: not at all."""
+
+    layout: Literal["geneval", "t2i-compbench", "dpg-bench"] | None = None
+    """Write images in the folders that this benchmark's own evaluation reads, and no report."""
+    out: Path = Path("out/evaluation")
+    """Folder of the report; an evaluation that was cut off goes on there."""
+
+    def __post_init__(self) -> None:
+        counts = ["seeds", "per_category", "batch_size", "max_prompts", "search_prompts"]
+        for name in [*counts, "multi_step_search_prompts"]:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.kl_noises < 0:
+            raise ValueError(f"kl_noises must not be negative, not {self.kl_noises}")
+        if any(count < 1 for count in (*self.steps, *self.slow_steps)):
+            raise ValueError(f"steps start at 1, got {self.steps} and slow_steps {self.slow_steps}")
+        for name in self.methods:
+            self._check_method(name)
+        for text in self.ablation:
+            if not _ABLATION.fullmatch(text):
+                raise ValueError(f"ablation takes NAME=FILE, such as rank_8=FILE, not {text!r}")
+        if self.layout and self.data_dir is None:
+            raise ValueError(f"layout {self.layout} needs --data_dir, the benchmark's checkout")
+        if not self.adapters and self.model != TINY and not self.methods:
+            raise ValueError(f"which hypernetwork for {self.model}? Give --adapter FILE")
+
+    def _check_method(self, name: str) -> None:
+        needs = get_entry(name).needs
+        if needs == "adapter" and not self.adapters:
+            raise ValueError(f"method {name} needs a hypernetwork: give --adapter FILE")
+        if needs == "lora" and not self.lora:
+            raise ValueError(f"method {name} needs a LoRA on the generator: give --lora FILE")
+
+    @property
+    def adapters(self) -> tuple[Path, ...]:
+        """The hypernetworks, the embedded one where none is given for tiny-sprint."""
+        return self.adapter or ((EMBEDDED_ADAPTER,) if self.model == TINY else ())
+
+    @property
+    def ablations(self) -> dict[str, Path]:
+        """Adapters of the ablation by name."""
+        parts = (text.partition("=") for text in self.ablation)
+        return {name: Path(file) for name, _, file in parts}
+
+    @property
+    def chosen_steps(self) -> tuple[int, ...]:
+        return self.steps or ((1,) if self.layout else _TABLE_STEPS)
+
+    @property
+    def reward_text(self) -> str:
+        return self.rewards or ("tiny-preference" if self.model == TINY else "paper")
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        return self.precision or ("float32" if self.model == TINY else "bfloat16")
+
+    def training_config(self, task: str) -> TrainingConfig:
+        """The settings of a training run on the prompts of a task, for what prepares such runs."""
+        return TrainingConfig(
+            model=self.model,
+            task=task,
+            rewards=parse_weights(self.reward_text),
+            rewards_folder=self.rewards_folder,
+            cache_dir=self.cache_dir,
+            image_size=self.image_size,
+            precision=self.dtype,
+            batch_size=self.batch_size,
+        )
+
+    def chosen_methods(self, *, wordings: bool) -> tuple[str, ...]:
+        """What is compared, in the order of the table; base always is.
+
+        Args:
+            wordings: whether other wordings of the prompts can be had.
+
+        Raises:
+            ValueError: prompt_optimisation is asked for without.
+        """
+        there = {None}
+        there |= {"adapter"} if self.adapters else set()
+        there |= {"lora"} if self.lora else set()
+        there |= {"wordings"} if wordings else set()
+        if self.methods:
+            if "prompt_optimisation" in self.methods and not wordings:
+                raise ValueError(
+                    "method prompt_optimisation needs other wordings of the prompts: give "
+                    "--prompt_command COMMAND"
+                )
+            compared = {*self.methods} | (set() if self.layout else {BASE})
+            return tuple(name for name in METHODS if name in compared)
+        return tuple(
+            name
+            for name, entry in METHODS.items()
+            if entry.needs in there and not (self.layout and entry.searches)
+        )

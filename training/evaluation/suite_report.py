@@ -1,0 +1,205 @@
+"""report.json, report.html and report.md of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...hypernoise_core.atomic_file import write_atomically
+from ..tiny_world.checker import is_correct
+from . import figures, report, tables
+from .catalogue import BASE, METHODS, OURS
+from .cells import SHOWN, Cell, read_tensors_of
+from .figures import GainPoint, Point
+from .suite import Suite
+from .summary import summarise
+from .tables import fewest_steps
+
+_PANELS = {"checker": "the checker", "reward": "the reward"}
+"""Titles of plots by what the report's keys start with."""
+
+
+def write_report(suite: Suite) -> Path:
+    """Writes the report of an evaluation whose cells are all done; returns the page.
+
+    Raises:
+        ValueError: a cell is missing or damaged.
+    """
+    numbers = summarise(suite)
+    out = suite.config.out
+    report.write_json(out / "report.json", numbers)
+    write_atomically(out / "report.md", tables.markdown(numbers).encode())
+    parts = [report.paragraph(text) for text in _summary(numbers)]
+    parts += [part for table in _tables(numbers) for part in _table(table)]
+    for title, figure in _plots(numbers).items():
+        parts.append(report.picture(title, figures.as_png(figure)))
+    parts += [report.picture(title, file) for title, file in _grids(suite).items()]
+    page = out / "report.html"
+    report.write_page(page, f"Evaluation of {suite.config.model}", parts)
+    return page
+
+
+def _table(table: tables.Table) -> list[str]:
+    return [report.heading(table.title), report.table(table.head, table.rows, table.emphasised)]
+
+
+def _tables(numbers: Mapping[str, Any]) -> Iterator[tables.Table]:
+    fewest = fewest_steps(numbers)
+    yield tables.main_table(numbers, fewest)
+    yield tables.gains_table(numbers, fewest)
+    if len(numbers["steps"]) > 1:
+        yield tables.steps_table(numbers)
+    yield tables.rewards_table(numbers, fewest)
+    if (runs := tables.runs_table(numbers, fewest)).rows:
+        yield runs
+    yield tables.distribution_table(numbers)
+    if numbers["ablation"]:
+        yield tables.ablation_table(numbers)
+    for steps in numbers["steps"]:
+        if steps != fewest:
+            yield tables.main_table(numbers, steps)
+            yield tables.gains_table(numbers, steps)
+
+
+def _summary(numbers: Mapping[str, Any]) -> list[str]:
+    """What the reader has to know about the numbers, in sentences."""
+    settings = numbers["settings"]
+    rewards = ", ".join(f"{weight:g} x {name}" for name, weight in settings["rewards"].items())
+    searches = any(METHODS[name].searches for table in numbers["steps"].values() for name in table)
+    fewer = (
+        f"Methods that make several images of a prompt ran on {settings['search_prompts']} of "
+        f"them, at more than the fewest steps on {settings['multi_step_search_prompts']}. "
+    )
+    texts = [
+        f"{settings['prompts']} prompts, {settings['seeds']} noises each. {fewer * searches}All "
+        f"methods have the same noises; gains, win rates and shares compare the same prompts and "
+        f"noises. Reward: {rewards}.",
+        "Intervals are 95% bootstrap intervals over prompts. Passes are images through the "
+        "generator's network, as generator or as hypernetwork; a backward pass costs about two "
+        "forward passes. Seconds are those of the median batch of "
+        f"{settings['batch_size']}, from the fastest of the seeds, on {settings['device']} with "
+        f"{settings['processes']} process(es), without encoding prompts.",
+        f"Diversity: {settings['diversity']}, between images of one prompt; it falls where that "
+        "reward rises, so that root-mean-square distances of small copies of the images stand "
+        "beside it. KL is that of the "
+        "noise's distribution from N(0, 1): estimated for HyperNoise, log N - (N - 1) / N for the "
+        "best of N.",
+    ]
+    if (share := numbers["recovered_share"]) is not None:
+        parts = [
+            f"{share[key]:.0%} of its gain on {title}"
+            for key, title in (("reward", "the reward"), ("checker_mean", "the checker"))
+            if share[key] is not None
+        ]
+        if parts:
+            texts.insert(0, f"HyperNoise recovers of ReNO (50 iterations): {', '.join(parts)}.")
+    return texts
+
+
+def _plots(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures by title."""
+    base = numbers["steps"][fewest_steps(numbers)][BASE]
+    names = [name for name in _PANELS if base[f"{name}_mean"] is not None]
+    costs = {f"gain in {_PANELS[name]}": _costs(numbers, name) for name in names}
+    plots = {
+        "Gain over base at the fewest steps, against time (labels: steps)": figures.paths(
+            costs, "seconds per image", log_x=True
+        )
+    }
+    by_steps = {_PANELS[name]: _gains(numbers, name) for name in names}
+    if all(by_steps.values()):
+        plots["Gain over base at the same number of steps"] = figures.gains_by_steps(by_steps)
+    if numbers["ablation"]:
+        titles = {"checker_mean": "checker mean", "pixel_diversity": "diversity (pixels)"}
+        panels = {
+            title: _trade_offs(numbers, name)
+            for name, title in titles.items()
+            if base[name] is not None
+        }
+        if panels:
+            plots["What the reward costs: the ablation, each kind from base on"] = figures.paths(
+                panels, "reward"
+            )
+    return plots
+
+
+def _costs(numbers: Mapping[str, Any], name: str) -> dict[str, list[Point]]:
+    start = numbers["steps"][fewest_steps(numbers)][BASE][f"{name}_mean"]
+    points: dict[str, list[Point]] = {}
+    for steps, table in numbers["steps"].items():
+        # A method that ran on some of the prompts has its gain from these, and base's from all.
+        offset = table[BASE][f"{name}_mean"] - start
+        for method, entry in table.items():
+            point = Point(steps, entry["seconds_per_image"], entry[f"{name}_gain"] + offset)
+            points.setdefault(METHODS[method].title, []).append(point)
+    return points
+
+
+def _trade_offs(numbers: Mapping[str, Any], name: str) -> dict[str, list[Point]]:
+    """Another score against the reward, of each kind of adapter, in the order they were named."""
+    base = numbers["steps"][fewest_steps(numbers)][BASE]
+    points: dict[str, list[Point]] = {}
+    for label, entry in numbers["ablation"].items():
+        start = [Point("base", base["reward_mean"], base[name])]
+        path = points.setdefault(METHODS[entry["kind"]].title, start)
+        path.append(Point(label, entry["reward_mean"], entry[name]))
+    return points
+
+
+def _gains(numbers: Mapping[str, Any], name: str) -> dict[str, list[GainPoint]]:
+    points: dict[str, list[GainPoint]] = {}
+    for steps, table in numbers["steps"].items():
+        for method, entry in table.items():
+            gain = entry[f"{name}_gain"]
+            low, high = entry[f"{name}_gain_ci"] or (gain, gain)
+            if method != BASE:
+                point = GainPoint(int(steps), gain, low, high)
+                points.setdefault(METHODS[method].title, []).append(point)
+    return points
+
+
+def _grids(suite: Suite) -> dict[str, Path]:
+    """Pictures by title: a row has one prompt and one noise, a column one method."""
+    fewest = min(suite.config.chosen_steps)
+    methods: dict[str, list[Cell]] = {}
+    by_steps: dict[str, list[Cell]] = {}
+    for cell in filter(suite.is_shown, suite.cells):
+        if cell.steps == fewest:
+            methods.setdefault(_name(cell), []).append(cell)
+        if cell.method in (BASE, OURS):
+            by_steps.setdefault(f"{_name(cell)}, {cell.steps}", []).append(cell)
+    grids = {f"Methods at {fewest} step(s): a row has one noise": ("methods.jpg", methods)}
+    if len(suite.config.chosen_steps) > 1:
+        grids["By generator steps: a row has one noise"] = ("steps.jpg", by_steps)
+    files = {}
+    for title, (name, columns) in grids.items():
+        files[title] = suite.config.out / name
+        _grid(suite, files[title], columns)
+    return files
+
+
+def _name(cell: Cell) -> str:
+    return METHODS[cell.method].title if cell.method in METHODS else cell.method
+
+
+def _grid(suite: Suite, path: Path, columns: Mapping[str, Sequence[Cell]]) -> None:
+    """Writes a grid; a column's images lie in one or several parts."""
+    out = suite.config.out
+    parts = [
+        [read_tensors_of(cell.file(out))[SHOWN] for cell in cells] for cells in columns.values()
+    ]
+    images: Tensor = torch.stack([torch.cat(of) for of in parts], dim=1)
+    # (prompts, methods, 3, H, W)
+    rows, marks = {}, {}
+    for number, of_prompt in zip(suite.shown, images, strict=True):
+        name = f"{suite.prompts[number]} (noise {number})"  # a prompt may be there several times
+        rows[name] = of_prompt
+        if suite.captions is not None:
+            caption = suite.captions[number]
+            marks[name] = [is_correct(image, caption) for image in of_prompt]
+    dpi = min(190, max(80, round(images.shape[-1] / 1.35)))
+    figures.side_by_side(path, list(columns), rows, marks or None, dpi=dpi)

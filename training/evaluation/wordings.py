@@ -1,0 +1,80 @@
+"""Other wordings of prompts, for prompt optimisation: from a command of the user, or by rule."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Sequence
+
+from ..tiny_world.captions import PREFIXES, parse_caption
+
+
+def paraphrase(caption: str) -> list[str]:
+    """A caption of the tiny world under each prefix that captions have, as it stands first.
+
+    Raises:
+        ValueError: it is no caption of the tiny world.
+    """
+    text = parse_caption(caption).text
+    bare = next(text.removeprefix(p) for p in PREFIXES[::-1] if text.startswith(p))
+    return _with_itself(caption, [prefix + bare for prefix in PREFIXES])
+
+
+def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
+    """Wordings of each prompt from a command, such as a script that asks a language model.
+
+    The command reads a line of JSON for each prompt, {"prompt": "..."}, and writes a line for each,
+    in the same order: {"candidates": ["...", ...]}.
+
+    Args:
+        command: with its arguments, as a shell splits them; no shell runs it.
+
+    Returns:
+        Wordings by prompt, the prompt itself first.
+
+    Raises:
+        ValueError: the command fails, or answers something else; says what.
+    """
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    try:
+        result = subprocess.run(
+            shlex.split(command),
+            input="\n".join(lines) + "\n",
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+    except OSError as error:
+        raise ValueError(f"the prompt command {command!r} does not start: {error}") from error
+    if result.returncode:
+        raise ValueError(f"the prompt command {command!r} ended with code {result.returncode}")
+    answers = [line for line in result.stdout.splitlines() if line.strip()]
+    if len(answers) != len(prompts):
+        raise ValueError(
+            f"the prompt command {command!r} answered {len(answers)} lines to {len(prompts)} "
+            f"prompts; it has to write one line of JSON for each"
+        )
+    return {
+        prompt: _with_itself(prompt, _candidates(command, number, line))
+        for number, (prompt, line) in enumerate(zip(prompts, answers, strict=True), 1)
+    }
+
+
+def _candidates(command: str, number: int, line: str) -> list[str]:
+    try:
+        candidates = json.loads(line)["candidates"]
+    except (ValueError, TypeError, LookupError):
+        candidates = None
+    if not isinstance(candidates, list) or not all(
+        isinstance(text, str) and text.strip() for text in candidates
+    ):
+        raise ValueError(
+            f"line {number} of what the prompt command {command!r} answered is not like "
+            f'{{"candidates": ["a text", "another"]}}: {line[:100]}'
+        )
+    return [text.strip() for text in candidates]
+
+
+def _with_itself(prompt: str, candidates: Sequence[str]) -> list[str]:
+    """The prompt and the candidates, each once."""
+    return list(dict.fromkeys([prompt, *candidates]))
