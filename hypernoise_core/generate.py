@@ -55,10 +55,10 @@ def encode_prompts(
         for rows in _slices(len(unique), batch_size)
     ]
     rows = torch.tensor([unique.index(prompt) for prompt in prompts])
-    return {name: _join([part[name].cpu() for part in parts])[rows] for name in parts[0]}
+    return {name: join_batches([part[name].cpu() for part in parts])[rows] for name in parts[0]}
 
 
-def _join(parts: list[Tensor]) -> Tensor:
+def join_batches(parts: list[Tensor]) -> Tensor:
     """Batches behind each other; where prompts differ in length (dimension 1), padded with 0."""
     if parts[0].ndim > 1:
         longest = max(part.shape[1] for part in parts)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save as serialise
 from torch import Tensor
 from tqdm import tqdm
 
 from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.families import family_of_pipeline
+from ..hypernoise_core.generate import join_batches
 from ..hypernoise_core.rewards import Ensemble
 from ..hypernoise_core.rewards.clip import ClipEncoder
 from ..hypernoise_core.tensor_file import TensorFileError, open_safetensors
@@ -124,7 +124,7 @@ class FeatureStore:
             )
         places = [self._places[prompt] for prompt in prompts]
         rows = {
-            name: _join([slices[name][row : row + 1] for slices, row in places])
+            name: join_batches([slices[name][row : row + 1] for slices, row in places])
             for name in places[0][0]
         }
         return _cut_padding(rows) if _MASK in rows else rows
@@ -143,7 +143,8 @@ class FeatureStore:
             size = sum(tensor.nbytes for part in parts for tensor in part.values())
             last = start + batch_size >= len(prompts)
             if last or size >= self.shard_bytes or len(waiting) >= SHARD_ROWS:
-                self._write(waiting, {name: _join([p[name] for p in parts]) for name in parts[0]})
+                joined = {name: join_batches([part[name] for part in parts]) for name in parts[0]}
+                self._write(waiting, joined)
                 waiting, parts = [], []
             yield batch
 
@@ -182,16 +183,6 @@ def _check_rows(tensors: Mapping[str, Tensor], prompts: Sequence[str]) -> None:
                 f"the encoder made {name} {tuple(tensor.shape)} of {len(prompts)} prompts; the "
                 f"first dimension has to be theirs"
             )
-
-
-def _join(parts: list[Tensor]) -> Tensor:
-    """Batches behind each other; where they differ in length (dimension 1), padded with 0."""
-    if parts[0].ndim > 1:
-        longest = max(part.shape[1] for part in parts)
-        parts = [
-            F.pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1])) for part in parts
-        ]
-    return torch.cat(parts)
 
 
 def _cut_padding(rows: dict[str, Tensor]) -> dict[str, Tensor]:
