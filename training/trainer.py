@@ -101,7 +101,7 @@ class Trainer:
         self.skipped = 0
         """Batches left out because their loss was no number, and updates without a gradient."""
         self._skipped_in_a_row = 0
-        self._seconds_before = 0.0  # of earlier sessions of a resumed run
+        self._seconds_before = 0.0  # of a resumed run, so far
         self._stop = False
 
     @property

@@ -65,7 +65,7 @@ class RecordedPlan:
     def update(self, step):
         for i in range(step * self.in_update, (step + 1) * self.in_update):
             prompts = tuple(str(int(n)) for n in self.ids[i])
-            yield RecordedBatch(prompts, (0,) * len(prompts), 1, self.latents[i])
+            yield RecordedBatch(prompts, (0,) * len(prompts), 1, noise=self.latents[i])
 
 
 class RecordedFeatures:
