@@ -14,7 +14,7 @@ from .prompts import tiny_world_captions
 from .run import Parts, prepare
 from .tiny_world.captions import CATEGORIES, Caption
 from .tiny_world.checker import is_correct, score_images
-from .trainer import Metrics, Trainer
+from .trainer import Metrics
 
 CANDIDATES = 8  # of best-of-N
 _FIRST_EVALUATION_SEED = 500_000_000
@@ -58,16 +58,7 @@ def demo_config(**changes: Any) -> TrainingConfig:
 
 def _train(config: TrainingConfig, parts: Parts) -> tuple[list[Metrics], NoiseHypernetwork]:
     """The metrics of each update, and what was trained."""
-    trainer = Trainer(
-        parts.pipeline,
-        parts.rewards,
-        parts.prompts.training,
-        parts.features,
-        config,
-        size=parts.size,
-        base_model=config.model,
-        accelerator=parts.accelerator,
-    )
+    trainer = parts.trainer(config)
     history = []
     with tqdm(total=trainer.plan.steps, desc="training", unit="update") as bar:
         for metrics in trainer.updates():

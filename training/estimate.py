@@ -18,10 +18,7 @@ from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
 from .config import TrainingConfig
 from .memory import LiveBytes, checkpoint_activations, save_memory
 from .pipelines import model_folder
-from .published_models import PUBLISHED, build_on_meta, copy_to_meta
-
-TEXT_TOKENS = {"sana_sprint": 300, "flux": 512, "sd_turbo": 77}
-"""Tokens that a family reads of a prompt at most."""
+from .published_models import PUBLISHED, build_on_meta, copy_to_meta, image_size
 
 OPTIMIZER_COPIES = {
     "sgd": 1,  # momentum
@@ -145,9 +142,9 @@ def estimate(
     family = family_of_pipeline(pipeline)
     network = family.network(pipeline)
     adapter = _adapter(config, network, family)
-    side = _image_size(config, family, pipeline)
+    side, _ = image_size(config, pipeline)
     images = -(-config.batch_size // num_processes)
-    conditioning = _conditioning(network, family, images, dtype)
+    conditioning = family.empty_conditioning(network, images, dtype, "meta")
     if config.memsave:
         save_memory(pipeline)
     if config.use_checkpoint:
@@ -200,40 +197,6 @@ def _adapter(
             return GeneratorLora.initialise(network, family, **shape)
         last = config.last_layer_name
         return NoiseHypernetwork.initialise(network, family, last_layer=last, **shape)
-
-
-def _image_size(config: TrainingConfig, family: Family, pipeline: Any) -> int:
-    if config.image_size is not None:
-        return config.image_size
-    if config.model in PUBLISHED:
-        return PUBLISHED[config.model].image_size
-    return family.default_size(pipeline)
-
-
-def _conditioning(
-    network: nn.Module, family: Family, images: int, dtype: torch.dtype
-) -> Conditioning:
-    """Prompts as long as the family reads, on the meta device."""
-    tokens, config = TEXT_TOKENS[family.name], network.config
-    if family.name == "sana_sprint":
-        shapes = {"prompt_embeds": (tokens, config.caption_channels)}
-    elif family.name == "flux":
-        shapes = {
-            "prompt_embeds": (tokens, config.joint_attention_dim),
-            "pooled_prompt_embeds": (config.pooled_projection_dim,),
-        }
-    else:
-        shapes = {"prompt_embeds": (tokens, config.cross_attention_dim)}
-    if getattr(config, "guidance_embeds", False):
-        shapes["guidance"] = ()
-    conditioning = {
-        name: torch.empty(images, *shape, dtype=dtype, device="meta")
-        for name, shape in shapes.items()
-    }
-    if family.name == "sana_sprint":
-        mask = torch.empty(images, tokens, dtype=torch.long, device="meta")
-        conditioning["prompt_attention_mask"] = mask
-    return conditioning
 
 
 def measure_step(

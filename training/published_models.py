@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..hypernoise_core.families import FAMILIES, family_of_pipeline
+from .config import TrainingConfig
 
 _ARCHITECTURES = Path(__file__).with_name("architectures")
 _CLASS = "_class_name"
@@ -53,6 +54,16 @@ PUBLISHED = {
     ),
 }
 """By the names that commands take."""
+
+
+def image_size(config: TrainingConfig, pipeline: Any) -> tuple[int, int]:
+    """Height and width of the training images in pixels."""
+    side = config.image_size
+    if side is None and config.model in PUBLISHED:
+        side = PUBLISHED[config.model].image_size
+    if side is None:
+        side = family_of_pipeline(pipeline).default_size(pipeline)
+    return side, side
 
 
 def build_on_meta(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:

@@ -46,7 +46,7 @@ from .memory import checkpoint_activations, save_memory
 from .pipelines import load_pipeline, model_folder, text_parts
 from .processes import join
 from .prompts import load_prompts
-from .published_models import PUBLISHED
+from .published_models import image_size
 from .sharding import shard
 from .tracking import FILE as METRICS
 from .tracking import MetricsLog
@@ -95,6 +95,19 @@ class Parts:
     prompts: Prompts
     features: FeatureStore
     size: tuple[int, int]
+
+    def trainer(self, config: TrainingConfig) -> Trainer:
+        """The trainer of these parts; raises what `Trainer` raises."""
+        return Trainer(
+            self.pipeline,
+            self.rewards,
+            self.prompts.training,
+            self.features,
+            config,
+            size=self.size,
+            base_model=config.model,
+            accelerator=self.accelerator,
+        )
 
 
 def choose_prompts(config: TrainingConfig) -> Prompts:
@@ -153,16 +166,6 @@ def prepare(config: TrainingConfig, *, also_encode: Sequence[str] = ()) -> Parts
         shard(family_of_pipeline(pipeline).network(pipeline), accelerator)
         pipeline.vae.to(accelerator.device)
     return Parts(accelerator, pipeline, rewards, prompts, features, image_size(config, pipeline))
-
-
-def image_size(config: TrainingConfig, pipeline: Any) -> tuple[int, int]:
-    """Height and width of the training images in pixels."""
-    side = config.image_size
-    if side is None and config.model in PUBLISHED:
-        side = PUBLISHED[config.model].image_size
-    if side is None:
-        side = family_of_pipeline(pipeline).default_size(pipeline)
-    return side, side
 
 
 def _encode(
@@ -239,16 +242,7 @@ class Run:
 
     def __init__(self, config: TrainingConfig, parts: Parts) -> None:
         self.config, self.parts, self.folder = config, parts, config.save_dir
-        self.trainer = Trainer(
-            parts.pipeline,
-            parts.rewards,
-            parts.prompts.training,
-            parts.features,
-            config,
-            size=parts.size,
-            base_model=config.model,
-            accelerator=parts.accelerator,
-        )
+        self.trainer = parts.trainer(config)
         self.checkpoints = Checkpoints(self.folder / _CHECKPOINTS, config.keep_last)
         self.evaluations: list[Metrics] = []
         self.best: float | None = None

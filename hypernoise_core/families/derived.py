@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from .family import Conditioning, Family, Generators
@@ -31,6 +32,11 @@ class Derived(Family):
         return True
 
     def encode(self, pipeline: Any, prompts: Sequence[str], **overrides: Any) -> Conditioning:
+        self._refuse()
+
+    def empty_conditioning(
+        self, network: nn.Module, batch: int, dtype: torch.dtype, device: torch.device | str
+    ) -> Conditioning:
         self._refuse()
 
     def predict(self, network: nn.Module, noise: Tensor, conditioning: Conditioning) -> Tensor:

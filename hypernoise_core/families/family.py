@@ -40,12 +40,20 @@ class Family(ABC):
     """What the hypernetwork's network is given as timestep: full noise."""
     signature: ClassVar[str]
     """Pattern of the names of its Linear and Conv2d layers, all but names that families share."""
+    text_tokens: ClassVar[int]
+    """L at most: tokens that the stock pipeline reads of a prompt."""
     latent_multiple: ClassVar[int] = 1
     """Latent height and width are multiples of this."""
 
     @abstractmethod
     def encode(self, pipeline: Any, prompts: Sequence[str], **overrides: Any) -> Conditioning:
         """Conditioning of the prompts as the stock pipeline makes it, without gradient."""
+
+    @abstractmethod
+    def empty_conditioning(
+        self, network: nn.Module, batch: int, dtype: torch.dtype, device: torch.device | str
+    ) -> Conditioning:
+        """Conditioning of prompts with `text_tokens` tokens, its values left open."""
 
     @abstractmethod
     def predict(self, network: nn.Module, noise: Tensor, conditioning: Conditioning) -> Tensor:

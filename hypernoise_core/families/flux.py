@@ -21,6 +21,7 @@ class Flux(Family):
     network_class = "FluxTransformer2DModel"
     network_attribute = "transformer"
     last_layer = "proj_out"
+    text_tokens = 512
     timestep = 1.0  # the network multiplies by 1000
     signature = (
         r"(x_embedder|context_embedder)$|(time_text_embed|single_transformer_blocks|norm_out)\."
@@ -55,6 +56,18 @@ class Flux(Family):
             if guidance_scale is None:
                 guidance_scale = stock_default(pipeline, "guidance_scale")
             conditioning["guidance"] = full_batch(guidance_scale, embeds)
+        return conditioning
+
+    def empty_conditioning(
+        self, network: nn.Module, batch: int, dtype: torch.dtype, device: torch.device | str
+    ) -> Conditioning:
+        config, of = network.config, {"dtype": dtype, "device": device}
+        conditioning = {
+            "prompt_embeds": torch.empty(batch, self.text_tokens, config.joint_attention_dim, **of),
+            "pooled_prompt_embeds": torch.empty(batch, config.pooled_projection_dim, **of),
+        }
+        if config.guidance_embeds:
+            conditioning["guidance"] = torch.empty(batch, **of)
         return conditioning
 
     def latent_channels(self, pipeline: Any) -> int:

@@ -23,6 +23,7 @@ class SanaSprint(Family):
     network_class = "SanaTransformer2DModel"
     network_attribute = "transformer"
     last_layer = "proj_out"
+    text_tokens = 300
     timestep = 1.0  # s = sin t / (sin t + cos t) at t = pi/2
     signature = (
         r"(patch_embed|time_embed|caption_projection)\."
@@ -82,6 +83,17 @@ class SanaSprint(Family):
                 guidance_scale = stock_default(pipeline, "guidance_scale")
             guidance = full_batch(guidance_scale, embeds) * config.guidance_embeds_scale
             conditioning["guidance"] = guidance.to(embeds.dtype)
+        return conditioning
+
+    def empty_conditioning(
+        self, network: nn.Module, batch: int, dtype: torch.dtype, device: torch.device | str
+    ) -> Conditioning:
+        length, config = self.text_tokens, network.config
+        embeds = torch.empty(batch, length, config.caption_channels, dtype=dtype, device=device)
+        mask = torch.empty(batch, length, dtype=torch.long, device=device)
+        conditioning = {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+        if config.guidance_embeds:
+            conditioning["guidance"] = torch.empty(batch, dtype=dtype, device=device)
         return conditioning
 
     def predict(self, network: nn.Module, noise: Tensor, conditioning: Conditioning) -> Tensor:

@@ -20,6 +20,7 @@ class SdTurbo(Family):
     network_class = "UNet2DConditionModel"
     network_attribute = "unet"
     last_layer = "conv_out"
+    text_tokens = 77
     timestep = 999.0
     signature = r"(conv_in|conv_out)$|(time_embedding|down_blocks|mid_block|up_blocks)\."
 
@@ -29,6 +30,13 @@ class SdTurbo(Family):
                 list(prompts), pipeline._execution_device, 1, do_classifier_free_guidance=False
             )
         return {"prompt_embeds": embeds}
+
+    def empty_conditioning(
+        self, network: nn.Module, batch: int, dtype: torch.dtype, device: torch.device | str
+    ) -> Conditioning:
+        features = network.config.cross_attention_dim
+        shape = (batch, self.text_tokens, features)
+        return {"prompt_embeds": torch.empty(shape, dtype=dtype, device=device)}
 
     def predict(self, network: nn.Module, noise: Tensor, conditioning: Conditioning) -> Tensor:
         # The noise itself, not multiplied by init_noise_sigma: that is how the network was adapted.

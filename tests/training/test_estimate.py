@@ -20,7 +20,6 @@ from hypernoise.training.config import TrainingConfig
 from hypernoise.training.estimate import (
     OPTIMIZER_COPIES,
     REWARD_SIZES,
-    TEXT_TOKENS,
     estimate,
     measure_step,
     shapes_as_on_gpus,
@@ -169,7 +168,7 @@ def test_a_real_update_takes_what_was_estimated(use_checkpoint, train_type, monk
     pipeline = load_pipeline("tiny-sprint")
     conditioning = encode_prompts(pipeline, prompts)
     tokens = conditioning["prompt_embeds"].shape[1]
-    monkeypatch.setitem(TEXT_TOKENS, "sana_sprint", tokens)
+    monkeypatch.setattr(get_family("sana_sprint"), "text_tokens", tokens)
     config = settings(use_checkpoint=use_checkpoint, train_type=train_type, warmup_steps=0)
     result = estimate(config)
 

@@ -23,7 +23,7 @@ from ..inference import write_png
 from ..pipelines import load_pipeline
 from ..processes import join
 from ..prompt_files import read_file
-from ..run import image_size
+from ..published_models import image_size
 from .adapters import Adapters
 from .catalogue import Ingredients, get_entry
 from .methods import Task
