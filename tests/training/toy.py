@@ -65,8 +65,14 @@ class Toy(Family):
     last_layer = "last"
     timestep = 1.0
     signature = "first$"
+    text_tokens = 0
 
     def encode(self, pipeline: Any, prompts: Sequence[str], **overrides: Any) -> Conditioning:
+        return {}
+
+    def empty_conditioning(
+        self, network: nn.Module, batch: int, dtype: torch.dtype, device: torch.device | str
+    ) -> Conditioning:
         return {}
 
     def predict(self, network: nn.Module, noise: Tensor, conditioning: Conditioning) -> Tensor:
