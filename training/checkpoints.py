@@ -1,10 +1,14 @@
-"""Checkpoints of a run: files of which each is whole, the newest ones kept."""
+"""Checkpoints of a run: files of which each is whole, the newest ones kept.
+
+Each is two files: the state to go on from, and the adapter of that update, to use or to compare.
+"""
 
 from __future__ import annotations
 
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import torch
 
 from ..hypernoise_core.atomic_file import atomic_writer
 
-_NAME = re.compile(r"step_(\d{9})\.pt")
+_NAME = re.compile(r"step_\d{9}\.(pt|safetensors)")
 
 
 class Checkpoints:
@@ -26,11 +30,12 @@ class Checkpoints:
     def __init__(self, folder: Path, keep_last: int) -> None:
         self.folder, self.keep_last = folder, keep_last
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
+    def save(self, step: int, state: dict[str, Any], save_adapter: Callable[[Path], None]) -> Path:
         """Writes the state after so many updates; a crash leaves the earlier checkpoints.
 
         Args:
             state: tensors, numbers, strings, lists and dicts.
+            save_adapter: writes the adapter to a path.
 
         Raises:
             OSError: it could not be written, because the disk is full for one.
@@ -38,13 +43,16 @@ class Checkpoints:
         path = self.folder / f"step_{step:09d}.pt"
         for half in self.folder.glob(".step_*.part"):  # of a process that was killed
             half.unlink()
+        save_adapter(path.with_suffix(".safetensors"))
         try:
             with atomic_writer(path) as file:
                 torch.save(state, file)
         except RuntimeError as error:  # what torch.save makes of an OSError below it
             raise OSError(f"{path} could not be written: {error}") from error
-        for old in self.paths()[: -self.keep_last]:
-            old.unlink()
+        kept = {path.stem for path in self.paths()[-self.keep_last :]}
+        for file in self.folder.iterdir():
+            if _NAME.fullmatch(file.name) and file.stem not in kept:
+                file.unlink()
         return path
 
     def paths(self) -> list[Path]:

@@ -419,7 +419,7 @@ class Run:
             "best": self.best,
         }
         try:
-            self.checkpoints.save(self.trainer.step, state)
+            self.checkpoints.save(self.trainer.step, state, self._save_adapter)
             self._save_adapter(self.adapter_file)
         except OSError as error:
             if last:

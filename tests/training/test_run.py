@@ -141,6 +141,9 @@ def test_a_run_leaves_adapter_metrics_pictures_and_a_report(uninterrupted):
     assert expected < set(evaluations[0])
     checkpoints = Checkpoints(uninterrupted / "checkpoints", 3).paths()
     assert [path.name for path in checkpoints] == [f"step_{n:09d}.pt" for n in (6, 7, 8)]
+    adapters = [load_adapter(path.with_suffix(".safetensors")) for path in checkpoints]
+    assert [adapter.metadata.training_steps for adapter in adapters] == [6, 7, 8]
+    assert len(list((uninterrupted / "checkpoints").iterdir())) == 6
     page = (uninterrupted / "report.html").read_text()
     assert "redness" in page and "://" not in page
     assert len(list((uninterrupted / "evaluations").glob("*.jpg"))) == 2
