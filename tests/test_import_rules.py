@@ -60,7 +60,7 @@ LAYERS = {
     ),
     "training": _layer(
         {"torch", "numpy", "PIL", "safetensors"} | HEADLESS,
-        {"datasets", "huggingface_hub", "pyarrow", "tomli"},
+        {"datasets", "huggingface_hub", "pyarrow", "tomli", "torchmetrics"},
         {"hypernoise_core"},
     ),
 }

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.tensor_file import read_tensors
 
-FEATURES, COPIES, SHOWN = "features", "copies", "shown"
+FEATURES, COPIES, VIEWS, SHOWN = "features", "copies", "views", "shown"
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,9 @@ def read_cell(file: Path, identity: Mapping[str, Any]) -> CellResult | None:
 def read_tensors_of(file: Path) -> dict[str, Tensor]:
     """The tensors beside a cell's numbers.
 
-    `copies` (N, 3, SMALL, SMALL) of all images, `features` (N, D) where a reward has a CLIP, and
-    `shown` (K, 3, H, W) of the images that are kept. Images are in [0, 1].
+    `copies` (N, 3, SMALL, SMALL) of all images, `views` (N, 3, VIEW, VIEW) where LPIPS is measured,
+    `features` (N, D) where a reward has a CLIP, and `shown` (K, 3, H, W) of the images that are
+    kept. Images are in [0, 1].
 
     Raises:
         TensorFileError: the file is missing or damaged.

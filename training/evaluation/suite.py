@@ -25,6 +25,7 @@ from .cells import (
     COPIES,
     FEATURES,
     SHOWN,
+    VIEWS,
     Cell,
     CellResult,
     as_bytes,
@@ -34,6 +35,7 @@ from .cells import (
 )
 from .methods import MethodResult, Task, base, measure, reno
 from .metrics import image_encoder, image_features, small_copies
+from .perceptual import load_lpips, views
 from .questions import Questions, spread
 from .settings import EvaluationConfig
 
@@ -70,6 +72,7 @@ class Suite:
         self.wordings = questions.wordings
         self.methods = config.chosen_methods(wordings=self.wordings is not None)
         self.encoder = image_encoder(parts.rewards)
+        self.lpips = load_lpips(parts.accelerator.device)
 
     @cached_property
     def shown(self) -> list[int]:
@@ -132,6 +135,8 @@ class Suite:
             identity["adapter"] = digest
         if self._asks(cell):
             identity["wordings"] = _digest(json.dumps(self.wordings.by_prompt))
+        if self.lpips is not None:
+            identity["lpips"] = True
         if self.is_shown(cell):
             identity["shown"] = self._digest_of(self.shown)
         return identity
@@ -185,13 +190,15 @@ class Suite:
         method = self.adapters.entry(cell.method).make(self._ingredients(cell))
         results: list[MethodResult] = []
         correct: list[float] = []
-        tensors: dict[str, list[Tensor]] = {COPIES: [], FEATURES: [], SHOWN: []}
+        tensors: dict[str, list[Tensor]] = {COPIES: [], VIEWS: [], FEATURES: [], SHOWN: []}
         for numbers, task in self._tasks(cell):
             result = measure(task, method)
             images = result.images
             results.append(replace(result, images=images[:0]))  # they would fill the memory
             correct += self._correct(numbers, images)
             tensors[COPIES].append(as_bytes(small_copies(images)))
+            if self.lpips is not None:
+                tensors[VIEWS].append(as_bytes(views(images)))
             if self.encoder is not None:
                 tensors[FEATURES].append(image_features(self.encoder, images).half())
             if self.is_shown(cell):
