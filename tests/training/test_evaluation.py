@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 from PIL import Image
 
@@ -29,7 +30,9 @@ from hypernoise.training.evaluation import (
     layouts,
     methods,
     metrics,
+    perceptual,
     suite,
+    trade_offs,
     wordings,
 )
 from hypernoise.training.evaluation.evaluate import evaluate
@@ -68,6 +71,33 @@ def new_lora(task: methods.Task, std: float) -> GeneratorLora:
         for branch in lora.branches.values():
             branch.up.normal_(std=std, generator=generator)
     return lora
+
+
+def test_a_fine_tune_is_compared_where_its_reward_is_ours():
+    def entry(kind: str, reward: float, checker: float, pixels: float | None) -> dict:
+        scores = {"checker_mean": checker, "pixel_diversity": pixels, "diversity": None}
+        return {"kind": kind, "reward_mean": reward, **scores}
+
+    table = {"base": entry("base", 10, 0.5, 0.2), "hypernoise": entry("hypernoise", 13, 0.8, 0.1)}
+    ablation = {
+        "lr_0.1_20": entry("finetune", 9, 0.4, 0.18),
+        "lr_0.1_40": entry("finetune", 12, 0.6, 0.1),
+        "lr_0.1_80": entry("finetune", 16, 0.2, 0.02),
+        "lr_0.1_160": entry("finetune", 12, 0.0, 0.0),
+        "lr_0.2_20": entry("finetune", 12.9, 0.4, 0.1),
+        "rank_2": entry("hypernoise", 14, 0.4, 0.1),
+    }
+    paths = trade_offs.paths(table, ablation)
+    assert {name: [stage.label for stage in stages] for name, stages in paths.items()} == {
+        "lr_0.1": ["base", "20", "40", "80", "160"],
+        "lr_0.2": ["base", "20"],
+        "rank": ["base", "2"],
+    }
+    # A quarter of the way from 12 to 16, the first time that the path is there.
+    assert trade_offs.at_our_reward(table, ablation) == {
+        "lr_0.1": pytest.approx({"checker_mean": 0.5, "pixel_diversity": 0.08}),
+        "lr_0.2": None,
+    }
 
 
 # Methods
@@ -246,6 +276,45 @@ def test_the_recovered_share_is_unknown_without_a_gain():
     assert metrics.share_recovered(1.0, 1.5, 1.0) is None
 
 
+@pytest.fixture
+def alexnet(tmp_path, monkeypatch) -> Path:
+    """AlexNet with random weights where torchvision looks for the published ones."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = perceptual.weights_file()
+    assert perceptual.load_lpips() is None and file.is_relative_to(tmp_path)
+    file.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.alexnet().state_dict(), file)
+    return file
+
+
+@pytest.mark.slow
+def test_lpips_is_the_diversity_where_its_weights_are(alexnet, folder, tmp_path):
+    lpips = perceptual.load_lpips()
+    images = torch.rand(3, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert lpips.diversity(images[:1].expand(3, -1, -1, -1, -1)) == pytest.approx(0, abs=1e-6)
+    assert lpips.diversity(images[:1]) is None
+    near = torch.stack([images[0], 0.9 * images[0] + 0.1 * images[1]])
+    far = lpips.diversity(images[:2])
+    assert 0 < lpips.diversity(near) < far
+    # The mean over all pairs, whatever the batches.
+    pairs = [lpips.diversity(images[[a, b]]) for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert lpips.diversity(images, batch_size=1) == pytest.approx(np.mean(pairs), rel=1e-5)
+    assert pairs[0] == far
+
+    changes = {"methods": ("base",), "steps": (1,), "ablation": (), "lora": ()}
+    page = evaluate(settings_of(folder, **changes, out=tmp_path / "out"))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    cells_of = tmp_path / "out" / "cells" / "steps_01" / "base"
+    files = [cells_of / f"run_0_seed_{seed}_part_0.json" for seed in (0, 1)]
+    made = torch.stack([cells.read_tensors_of(file)[cells.VIEWS] for file in files])
+    assert report["steps"]["1"]["base"]["diversity"] == pytest.approx(lpips.diversity(made))
+    assert "LPIPS (AlexNet)" in page.read_text()
+    # Cells without it are not mixed in.
+    with pytest.raises(ValueError, match="belongs to another evaluation: lpips was None"):
+        evaluate(settings_of(folder))
+
+
 def test_diversity_is_0_for_copies_and_1_for_opposites():
     e = torch.eye(4)
     assert metrics.diversity(torch.stack([e, e, e])) == pytest.approx(0)
@@ -356,7 +425,7 @@ def folder(task, tmp_path_factory) -> Path:
 
 
 def ablation_of(folder: Path) -> tuple[str, ...]:
-    return f"rank_16={EMBEDDED_ADAPTER}", f"lora={folder / 'lora.safetensors'}"
+    return f"rank_16={EMBEDDED_ADAPTER}", f"lora_1={folder / 'lora.safetensors'}"
 
 
 def settings_of(folder: Path, **changes) -> EvaluationConfig:
@@ -408,9 +477,10 @@ def test_an_evaluation_measures_all_methods_on_the_same_prompts_and_noises(folde
     assert one["base"]["reward_gain"] == 0 and one["base"]["win_rate"] == 0.5
     assert one["finetune"]["reward_gain"] < 0 < one["hypernoise"]["reward_gain"]
     # The same adapters as the methods' own.
-    for name, method in (("rank_16", "hypernoise"), ("lora", "finetune")):
+    for name, method in (("rank_16", "hypernoise"), ("lora_1", "finetune")):
         entry = report["ablation"][name]
         assert (entry["kind"], entry["reward_mean"]) == (method, one[method]["reward_mean"])
+    assert report["at_our_reward"] == {"lora": None}  # it loses in reward
 
 
 @pytest.mark.slow

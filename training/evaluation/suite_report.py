@@ -18,6 +18,7 @@ from .figures import GainPoint, Point
 from .suite import Suite
 from .summary import summarise
 from .tables import fewest_steps
+from .trade_offs import COSTS, paths
 
 _PANELS = {"checker": "the checker", "reward": "the reward"}
 """Titles of plots by what the report's keys start with."""
@@ -83,11 +84,10 @@ def _summary(numbers: Mapping[str, Any]) -> list[str]:
         "forward passes. Seconds are those of the median batch of "
         f"{settings['batch_size']}, from the fastest of the seeds, on {settings['device']} with "
         f"{settings['processes']} process(es), without encoding prompts.",
-        f"Diversity: {settings['diversity']}, between images of one prompt; it falls where that "
-        "reward rises, so that root-mean-square distances of small copies of the images stand "
-        "beside it. KL is that of the "
-        "noise's distribution from N(0, 1): estimated for HyperNoise, log N - (N - 1) / N for the "
-        "best of N.",
+        f"Diversity: {settings['diversity']}, mean over pairs of images of one prompt, and the "
+        "root-mean-square distance of their small copies. A distance in a reward's features falls "
+        "wherever that reward rises. KL is that of the noise's distribution from N(0, 1): "
+        "estimated for HyperNoise, log N - (N - 1) / N for the best of N.",
     ]
     if (share := numbers["recovered_share"]) is not None:
         parts = [
@@ -97,7 +97,22 @@ def _summary(numbers: Mapping[str, Any]) -> list[str]:
         ]
         if parts:
             texts.insert(0, f"HyperNoise recovers of ReNO (50 iterations): {', '.join(parts)}.")
+    texts += [_at_our_reward(numbers, *of) for of in numbers["at_our_reward"].items()]
     return texts
+
+
+def _at_our_reward(numbers: Mapping[str, Any], path: str, left: Mapping[str, float] | None) -> str:
+    """A sentence on a path of fine-tuned generators."""
+    table = numbers["steps"][fewest_steps(numbers)]
+    reward = f"HyperNoise's reward of {table[OURS]['reward_mean']:.2f}"
+    if left is None:
+        return f"The generator fine-tuned along the path {path} never has {reward}."
+    parts = [
+        f"{COSTS[name]} {value:.3f} (HyperNoise {table[OURS][name]:.3f}, base "
+        f"{table[BASE][name]:.3f})"
+        for name, value in left.items()
+    ]
+    return f"Fine-tuned along the path {path} to {reward}, the generator has {'; '.join(parts)}."
 
 
 def _plots(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,14 +129,10 @@ def _plots(numbers: Mapping[str, Any]) -> dict[str, Any]:
     if all(by_steps.values()):
         plots["Gain over base at the same number of steps"] = figures.gains_by_steps(by_steps)
     if numbers["ablation"]:
-        titles = {"checker_mean": "checker mean", "pixel_diversity": "diversity (pixels)"}
-        panels = {
-            title: _trade_offs(numbers, name)
-            for name, title in titles.items()
-            if base[name] is not None
-        }
+        titles = {name: title for name, title in COSTS.items() if base[name] is not None}
+        panels = {title: _trade_offs(numbers, name) for name, title in titles.items()}
         if panels:
-            plots["What the reward costs: the ablation, each kind from base on"] = figures.paths(
+            plots["What the reward costs: the ablation, each path from base on"] = figures.paths(
                 panels, "reward"
             )
     return plots
@@ -140,14 +151,12 @@ def _costs(numbers: Mapping[str, Any], name: str) -> dict[str, list[Point]]:
 
 
 def _trade_offs(numbers: Mapping[str, Any], name: str) -> dict[str, list[Point]]:
-    """Another score against the reward, of each kind of adapter, in the order they were named."""
-    base = numbers["steps"][fewest_steps(numbers)][BASE]
-    points: dict[str, list[Point]] = {}
-    for label, entry in numbers["ablation"].items():
-        start = [Point("base", base["reward_mean"], base[name])]
-        path = points.setdefault(METHODS[entry["kind"]].title, start)
-        path.append(Point(label, entry["reward_mean"], entry[name]))
-    return points
+    """Another score against the reward, along each path of the ablation."""
+    table = numbers["steps"][fewest_steps(numbers)]
+    return {
+        path: [Point(label, entry["reward_mean"], entry[name]) for label, entry in stages]
+        for path, stages in paths(table, numbers["ablation"]).items()
+    }
 
 
 def _gains(numbers: Mapping[str, Any], name: str) -> dict[str, list[GainPoint]]:

@@ -14,9 +14,11 @@ from torch import Tensor
 from ...hypernoise_core.rewards import compare
 from .adapters import ABLATION
 from .catalogue import BASE, FINETUNE, METHODS, OURS, RENO
-from .cells import COPIES, FEATURES, Cell, CellResult, read_tensors_of
+from .cells import COPIES, FEATURES, VIEWS, Cell, CellResult, read_tensors_of
 from .metrics import Mean, best_of_kl, diversity, mean, pixel_diversity, share_recovered
+from .perceptual import VIEW, Lpips, weights_file
 from .suite import Suite
+from .trade_offs import at_our_reward
 
 TOTAL = "total"
 """What the weighted sum of the rewards is called among them."""
@@ -38,7 +40,7 @@ class Samples:
     forward_passes: float = 0.0
     backward_passes: float = 0.0
     tensors: dict[str, dict[int, dict[int, list[Tensor]]]] = field(default_factory=dict)
-    """`features` and `copies` of each run and seed, (n, ...) for each part."""
+    """`features`, `views` and `copies` of each run and seed, (n, ...) for each part."""
 
     def add(self, cell: Cell, result: CellResult, tensors: Mapping[str, Tensor]) -> None:
         self.places += [(number, cell.seed) for number in cell.prompts]
@@ -50,7 +52,7 @@ class Samples:
             self.values.setdefault(name, []).extend(numbers)
         self.seconds.append(float(np.median(result.seconds_per_image)))
         self.forward_passes, self.backward_passes = result.forward_passes, result.backward_passes
-        for name in tensors.keys() & {FEATURES, COPIES}:
+        for name in tensors.keys() & {FEATURES, VIEWS, COPIES}:
             of_run = self.tensors.setdefault(name, {}).setdefault(cell.run, {})
             of_run.setdefault(cell.seed, []).append(tensors[name])
 
@@ -66,8 +68,8 @@ def summarise(suite: Suite) -> dict[str, Any]:
     """What report.json holds.
 
     `steps.N.METHOD` for each method at each number of steps, `ablation.NAME` for each adapter of
-    the ablation, `recovered_share` of HyperNoise at the fewest steps at which ReNO ran, and the
-    settings. Numbers that are unknown are None.
+    the ablation, `recovered_share` of HyperNoise at the fewest steps at which ReNO ran,
+    `at_our_reward` of fine-tuned generators, and the settings. Numbers that are unknown are None.
     """
     samples = _collect(suite)
     tables: dict[str, dict[str, Any]] = {}
@@ -81,10 +83,12 @@ def summarise(suite: Suite) -> dict[str, Any]:
             ablation[method.removeprefix(ABLATION)] = {"kind": kind, **entry}
         else:
             tables.setdefault(str(steps), {})[method] = entry
+    fewest = tables[str(min(map(int, tables)))]
     return {
         "steps": tables,
         "recovered_share": _recovered(tables),
         "ablation": ablation,
+        "at_our_reward": at_our_reward(fewest, ablation),
         "settings": _settings(suite),
     }
 
@@ -123,10 +127,17 @@ def _settings(suite: Suite) -> dict[str, Any]:
         "precision": config.dtype,
         "device": str(suite.parts.accelerator.device),
         "processes": suite.parts.accelerator.num_processes,
-        "diversity": "none: no reward has a CLIP"
-        if suite.encoder is None
-        else "cosine distance of image features of the first reward's CLIP",
+        "diversity": _diversity_title(suite),
     }
+
+
+def _diversity_title(suite: Suite) -> str:
+    if suite.lpips is not None:
+        return f"LPIPS (AlexNet) of copies of {VIEW} x {VIEW} pixels"
+    missing = f"LPIPS has no weights in {weights_file()}"
+    if suite.encoder is None:
+        return f"none ({missing}, and no reward has a CLIP)"
+    return f"cosine distance of image features of the first reward's CLIP ({missing})"
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,7 @@ class _Reference:
             "network_evaluations": samples.forward_passes + samples.backward_passes,
             "forward_passes": samples.forward_passes,
             "backward_passes": samples.backward_passes,
-            **_diversities(samples),
+            **_diversities(samples, self.suite.lpips),
             **{f"{name}_base": value for name, value in self._diversities_of_base(samples).items()},
             "f_squared": float(np.mean(samples.values["f_squared"]))
             if "f_squared" in samples.values
@@ -258,7 +269,7 @@ class _Reference:
         numbers = {number for number, _ in samples.places}
         order = list(dict.fromkeys(number for number, _ in self.base.places))
         rows = [row for row, number in enumerate(order) if number in numbers]
-        return _diversities(self.base, rows)
+        return _diversities(self.base, self.suite.lpips, rows)
 
     def _texts(self, places: Sequence[tuple[int, int]]) -> list[str]:
         return [self.suite.prompts[number] for number, _ in places]
@@ -279,8 +290,11 @@ def _plain_mean(places: Sequence[tuple[int, int]], values: Sequence[float]) -> f
     return float(np.mean(values))
 
 
-def _diversities(samples: Samples, rows: Sequence[int] | None = None) -> dict[str, float | None]:
-    """Of features and of small copies, means over runs; None where they are unknown.
+def _diversities(
+    samples: Samples, lpips: Lpips | None, rows: Sequence[int] | None = None
+) -> dict[str, float | None]:
+    """LPIPS, else the distance of features; and that of small copies. Means over runs; None where
+    they are unknown.
 
     Args:
         rows: of the prompts that count; None: all.
@@ -294,7 +308,9 @@ def _diversities(samples: Samples, rows: Sequence[int] | None = None) -> dict[st
         return None if not found or None in found else float(np.mean(found))
 
     return {
-        "diversity": average(FEATURES, diversity),
+        "diversity": average(FEATURES, diversity)
+        if lpips is None
+        else average(VIEWS, lpips.diversity),
         "pixel_diversity": average(COPIES, pixel_diversity),
     }
 

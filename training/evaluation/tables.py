@@ -148,7 +148,7 @@ def distribution_table(report: Report) -> Table:
     head = [
         "method",
         "steps",
-        "diversity (features)",
+        "diversity",
         "base's",
         "diversity (pixels)",
         "base's",
@@ -192,7 +192,7 @@ def ablation_table(report: Report) -> Table:
         ]
         for name, entry in entries.items()
     ]
-    head = ["adapter", "checker mean", "reward (95%)", "diversity (features)"]
+    head = ["adapter", "checker mean", "reward (95%)", "diversity"]
     return Table("Ablation", [*head, "diversity (pixels)", "mean f²", "KL, nats"], rows)
 
 
