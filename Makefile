@@ -1,16 +1,13 @@
 # `make demo` and `make test` do all the set-up they need; a rerun skips what is already there.
 #   PYTHON=python3.12            which Python makes the environment (3.10 to 3.13)
 #   TORCH_INDEX=URL or pypi      where torch comes from, see scripts/set_up.sh
-#   ARGS="..."                   more arguments for `hypernoise demo` or pytest
+#   ARGS="..."                   more arguments for `hypernoise demo`, `hypernoise evaluate` or pytest
 
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 COMFYUI_INSTALLED := $(VENV)/.installed-comfyui
 ORACLE ?= .venv-oracle
 ORACLE_INSTALLED := $(ORACLE)/.installed
-EVALUATION := out/evaluation
-QUIETLY := --log_every 0 --tracker none --resume
-FINETUNE := --train_type finetune --image_grad_quantile 1 --lr 1e-4
 # Not `python -m pytest`, which would put the root, with our nodes/, on sys.path.
 PYTEST := $(VENV)/bin/pytest
 RUFF := $(VENV)/bin/ruff
@@ -23,16 +20,7 @@ demo: $(INSTALLED)  ## train a noise hypernetwork on the embedded generator and 
 	$(VENV)/bin/hypernoise demo $(ARGS)
 
 evaluate: $(INSTALLED)  ## three trainings and a fine-tune, then the paper's tables in miniature
-	for seed in 0 1 2; do \
-		$(VENV)/bin/hypernoise train --config tiny-sprint --seed $$seed $(QUIETLY) \
-			--save_dir $(EVALUATION)/train/seed_$$seed || exit 1; \
-	done
-	$(VENV)/bin/hypernoise train --config tiny-sprint $(FINETUNE) $(QUIETLY) \
-		--save_dir $(EVALUATION)/train/finetune
-	$(VENV)/bin/hypernoise evaluate --out $(EVALUATION) --search_prompts 120 \
-		--multi_step_search_prompts 12 \
-		--adapter $(foreach n,0 1 2,$(EVALUATION)/train/seed_$(n)/hypernoise.safetensors) \
-		--lora $(EVALUATION)/train/finetune/lora.safetensors $(ARGS)
+	sh scripts/evaluate.sh $(VENV)/bin out/evaluation $(ARGS)
 
 test: $(COMFYUI_INSTALLED)  ## every test, those that start a real ComfyUI server too
 	$(PYTEST) $(ARGS)

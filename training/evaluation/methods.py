@@ -162,13 +162,23 @@ def reno(iterations: int, hypernetwork: NoiseHypernetwork | None = None) -> Meth
     config = RenoConfig(iterations=iterations)
 
     def make(task: Task) -> Made:
-        return Made(torch.cat([_search(b, config, hypernetwork) for b in task.batches()]))
+        return Made(torch.cat([search(b, config, hypernetwork) for b in task.batches()]))
 
     return make
 
 
-def _search(task: Task, config: RenoConfig, hypernetwork: NoiseHypernetwork | None) -> Tensor:
-    """The best images (N, 3, H, W) found for one batch."""
+def search(
+    task: Task,
+    config: RenoConfig,
+    hypernetwork: NoiseHypernetwork | None = None,
+    on_step: Callable[[int, Tensor, Tensor], None] = lambda step, images, scores: None,
+) -> Tensor:
+    """The best images (N, 3, H, W) that ReNO finds for one batch.
+
+    Args:
+        hypernetwork: whose noise the search starts from; None: plain noise.
+        on_step: as of `optimise_noise`.
+    """
     family, pipeline, device = task.family, task.pipeline, task.pipeline._execution_device
     shape = family.latent_shape(pipeline, *task.size)
     conditioning = {name: tensor.to(device) for name, tensor in task.conditioning.items()}
@@ -187,7 +197,7 @@ def _search(task: Task, config: RenoConfig, hypernetwork: NoiseHypernetwork | No
         with torch.no_grad():
             noise = modulate(noise, predict_delta(hypernetwork, task.network, noise, conditioning))
     result = optimise_noise(
-        noise, images, lambda made: task.rewards.score(made, task.prompts), config
+        noise, images, lambda made: task.rewards.score(made, task.prompts), config, on_step
     )
     return result.images.float().cpu()
 

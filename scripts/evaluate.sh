@@ -1,0 +1,44 @@
+#!/bin/sh
+# evaluate.sh BIN OUT [MORE...]: three hypernetworks and a fine-tuned generator for tiny-sprint are
+# trained, and compared with what else a user may spend time on. MORE goes to `hypernoise evaluate`.
+# Started again, it goes on where it was.
+set -eu
+bin=$1 out=$2
+shift 2
+runs=$out/train
+
+train() { # FOLDER OPTION...
+    folder=$runs/$1
+    shift
+    "$bin/hypernoise" train --config tiny-sprint --save_dir "$folder" --resume --keep_last 1000 \
+        --log_every 0 --tracker none "$@"
+}
+stage() { # FOLDER UPDATE: the adapter at that update
+    printf '%s/%s/checkpoints/step_%09d.safetensors' "$runs" "$1" "$2"
+}
+
+for seed in 0 1 2; do
+    train "seed_$seed" --seed "$seed" --save_every 100
+done
+train finetune --train_type finetune --image_grad_quantile 1 --lr 1e-4 --steps 200 --save_every 20
+
+set -- --lora "$runs/finetune/lora.safetensors" "$@"
+set -- --adapter "$runs"/seed_*/hypernoise.safetensors "$@"
+ablation=
+for step in 100 200 400 800; do
+    ablation="$ablation updates_$step=$(stage seed_0 $step)"
+done
+for step in 20 40 60 100 200; do
+    ablation="$ablation finetune_$step=$(stage finetune $step)"
+done
+for rank in 1 2 4 8; do
+    file=$runs/rank_$rank.safetensors
+    "$bin/hypernoise" export "$runs/seed_0/hypernoise.safetensors" "$file" --rank "$rank"
+    ablation="$ablation rank_$rank=$file"
+done
+ablation="$ablation rank_16=$runs/seed_0/hypernoise.safetensors"
+# As many processes as the two cores that its time is stated for, each with a thread.
+# shellcheck disable=SC2086  # no path in it has a space
+OMP_NUM_THREADS=1 "$bin/torchrun" --standalone --nproc_per_node 2 -m hypernoise.training.cli \
+    evaluate --out "$out" --per_category 24 --search_prompts 96 --multi_step_search_prompts 12 \
+    --ablation $ablation "$@"
