@@ -20,7 +20,7 @@ stage() { # FOLDER UPDATE: the adapter at that update
 for seed in 0 1 2; do
     train "seed_$seed" --seed "$seed" --save_every 100
 done
-train finetune --train_type finetune --image_grad_quantile 1 --lr 1e-4 --steps 200 --save_every 20
+train finetune --train_type finetune --image_grad_quantile 1 --lr 1e-3 --steps 400 --save_every 20
 
 set -- --lora "$runs/finetune/lora.safetensors" "$@"
 set -- --adapter "$runs"/seed_*/hypernoise.safetensors "$@"
@@ -28,7 +28,7 @@ ablation=
 for step in 100 200 400 800; do
     ablation="$ablation updates_$step=$(stage seed_0 $step)"
 done
-for step in 20 40 60 100 200; do
+for step in 60 120 200 300 400; do
     ablation="$ablation finetune_$step=$(stage finetune $step)"
 done
 for rank in 1 2 4 8; do

@@ -505,7 +505,7 @@ def test_shares_compare_the_prompts_that_reno_ran_on(folder):
 def test_the_page_opens_offline_and_shows_tables_plots_and_grids(folder):
     page = (folder / "out" / "report.html").read_text()
     assert "://" not in page
-    assert page.count("data:image/png;base64,") == 3 and page.count("data:image/jpeg;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3 and page.count("data:image/jpeg;base64,") == 3
     for text in ("One generator step", "2 generator steps", "Ablation", "Did the distribution"):
         assert f"<h2>{text}" in page
     assert Image.open(folder / "out" / "methods.jpg").width > 500

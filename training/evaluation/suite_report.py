@@ -12,6 +12,7 @@ from torch import Tensor
 from ...hypernoise_core.atomic_file import write_atomically
 from ..tiny_world.checker import is_correct
 from . import figures, report, tables
+from .adapters import ABLATION
 from .catalogue import BASE, METHODS, OURS
 from .cells import SHOWN, Cell, read_tensors_of
 from .figures import GainPoint, Point
@@ -153,10 +154,15 @@ def _costs(numbers: Mapping[str, Any], name: str) -> dict[str, list[Point]]:
 def _trade_offs(numbers: Mapping[str, Any], name: str) -> dict[str, list[Point]]:
     """Another score against the reward, along each path of the ablation."""
     table = numbers["steps"][fewest_steps(numbers)]
-    return {
+    points = {
         path: [Point(label, entry["reward_mean"], entry[name]) for label, entry in stages]
         for path, stages in paths(table, numbers["ablation"]).items()
     }
+    if OURS in table:
+        ends = ((BASE, table[BASE]), ("", table[OURS]))
+        ours = [Point(label, entry["reward_mean"], entry[name]) for label, entry in ends]
+        points[METHODS[OURS].title] = ours
+    return points
 
 
 def _gains(numbers: Mapping[str, Any], name: str) -> dict[str, list[GainPoint]]:
@@ -176,23 +182,27 @@ def _grids(suite: Suite) -> dict[str, Path]:
     fewest = min(suite.config.chosen_steps)
     methods: dict[str, list[Cell]] = {}
     by_steps: dict[str, list[Cell]] = {}
+    ablation: dict[str, list[Cell]] = {}
     for cell in filter(suite.is_shown, suite.cells):
-        if cell.steps == fewest:
-            methods.setdefault(_name(cell), []).append(cell)
+        name = cell.method.removeprefix(ABLATION)
+        if cell.method in METHODS:
+            name = METHODS[cell.method].title
+            if cell.steps == fewest:
+                methods.setdefault(name, []).append(cell)
         if cell.method in (BASE, OURS):
-            by_steps.setdefault(f"{_name(cell)}, {cell.steps}", []).append(cell)
+            by_steps.setdefault(f"{name}, {cell.steps}", []).append(cell)
+        if cell.steps == fewest and (cell.method == BASE or cell.method not in METHODS):
+            ablation.setdefault(name, []).append(cell)
     grids = {f"Methods at {fewest} step(s): a row has one noise": ("methods.jpg", methods)}
     if len(suite.config.chosen_steps) > 1:
         grids["By generator steps: a row has one noise"] = ("steps.jpg", by_steps)
+    if len(ablation) > 1:
+        grids["The ablation: a row has one noise"] = ("ablation.jpg", ablation)
     files = {}
     for title, (name, columns) in grids.items():
         files[title] = suite.config.out / name
         _grid(suite, files[title], columns)
     return files
-
-
-def _name(cell: Cell) -> str:
-    return METHODS[cell.method].title if cell.method in METHODS else cell.method
 
 
 def _grid(suite: Suite, path: Path, columns: Mapping[str, Sequence[Cell]]) -> None:
