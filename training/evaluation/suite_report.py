@@ -37,9 +37,12 @@ def write_report(suite: Suite) -> Path:
     write_atomically(out / "report.md", tables.markdown(numbers).encode())
     parts = [report.paragraph(text) for text in _summary(numbers)]
     parts += [part for table in _tables(numbers) for part in _table(table)]
-    for title, figure in _plots(numbers).items():
-        parts.append(report.picture(title, figures.as_png(figure)))
-    parts += [report.picture(title, file) for title, file in _grids(suite).items()]
+    pictures = {}
+    for title, (name, figure) in _plots(numbers).items():
+        pictures[title] = out / f"{name}.png"
+        write_atomically(pictures[title], figures.as_png(figure))
+    pictures |= _grids(suite)
+    parts += [report.picture(title, file) for title, file in pictures.items()]
     page = out / "report.html"
     report.write_page(page, f"Evaluation of {suite.config.model}", parts)
     return page
@@ -116,26 +119,27 @@ def _at_our_reward(numbers: Mapping[str, Any], path: str, left: Mapping[str, flo
     return f"Fine-tuned along the path {path} to {reward}, the generator has {'; '.join(parts)}."
 
 
-def _plots(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures by title."""
+def _plots(numbers: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Names and figures by title."""
     base = numbers["steps"][fewest_steps(numbers)][BASE]
     names = [name for name in _PANELS if base[f"{name}_mean"] is not None]
     costs = {f"gain in {_PANELS[name]}": _costs(numbers, name) for name in names}
     plots = {
-        "Gain over base at the fewest steps, against time (labels: steps)": figures.paths(
-            costs, "seconds per image", log_x=True
+        "Gain over base at the fewest steps, against time (labels: steps)": (
+            "gain_by_time",
+            figures.paths(costs, "seconds per image", log_x=True),
         )
     }
     by_steps = {_PANELS[name]: _gains(numbers, name) for name in names}
     if all(by_steps.values()):
-        plots["Gain over base at the same number of steps"] = figures.gains_by_steps(by_steps)
+        figure = figures.gains_by_steps(by_steps)
+        plots["Gain over base at the same number of steps"] = ("gain_by_steps", figure)
     if numbers["ablation"]:
         titles = {name: title for name, title in COSTS.items() if base[name] is not None}
         panels = {title: _trade_offs(numbers, name) for name, title in titles.items()}
         if panels:
-            plots["What the reward costs: the ablation, each path from base on"] = figures.paths(
-                panels, "reward"
-            )
+            figure = figures.paths(panels, "reward")
+            plots["What the reward costs: paths of the ablation"] = ("trade_offs", figure)
     return plots
 
 
