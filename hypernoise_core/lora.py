@@ -67,12 +67,22 @@ class LoraBranch(nn.Module):
 
     def forward(self, features: Tensor, layer: nn.Module) -> Tensor:
         """The branch's output for the input of `layer`, in the input's dtype and on its device."""
+        hidden, up = self.factors(features, layer)
+        return _product(hidden, up * self.scale)
+
+    def factors(self, features: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
+        """A x, (..., r) or (B, r, H, W), and B, both in the input's dtype and on its device."""
         down = self.down.to(device=features.device, dtype=features.dtype)
         up = self.up.to(device=features.device, dtype=features.dtype)
         if down.ndim == 2:
-            return F.linear(F.linear(features, down), up) * self.scale
-        hidden = F.conv2d(features, down, None, layer.stride, layer.padding, layer.dilation)
-        return F.conv2d(hidden, up, groups=self.rank // up.shape[1]) * self.scale
+            return F.linear(features, down), up
+        return F.conv2d(features, down, None, layer.stride, layer.padding, layer.dilation), up
+
+
+def _product(hidden: Tensor, up: Tensor) -> Tensor:
+    if up.ndim == 2:
+        return F.linear(hidden, up)
+    return F.conv2d(hidden, up, groups=hidden.shape[1] // up.shape[1])
 
 
 @contextmanager
@@ -146,23 +156,61 @@ def _hook(
         features = args[0] if args else next(iter(kwargs.values()))
         result = torch.zeros_like(output) if replace else output
         for target, branch in landings:
-            result = _added(result, branch(features, layer).to(output.dtype), target)
+            result = _added(result, branch, features, layer, target)
         return result
 
     return hook
 
 
-def _added(output: Tensor, branch: Tensor, target: LoraTarget) -> Tensor:
-    """`output` plus the branch on its slice of the features, which are an image's channels."""
-    dim = 1 if branch.ndim == 4 and branch.shape[2:] == output.shape[2:] else -1
+def _added(
+    output: Tensor, branch: LoraBranch, features: Tensor, layer: nn.Module, target: LoraTarget
+) -> Tensor:
+    """`output` plus the branch on its slice of the features, which are an image's channels.
+
+    Where no gradient is recorded the product goes straight into the layer's own output: a sum of
+    two tensors costs more than the branch beside a small layer.
+    """
+    hidden, up = branch.factors(features, layer)
     if target.swap_halves:
-        first, second = branch.chunk(2, dim)
-        branch = torch.cat([second, first], dim)
-    if branch.shape == output.shape:
-        return output + branch
-    output = output.clone()  # a hook must not write into what the layer may keep
-    output.narrow(dim, target.offset, branch.shape[dim]).add_(branch)
+        first, second = up.chunk(2)
+        up = torch.cat([second, first])
+    dim = 1 if up.ndim == 4 else -1
+    if not torch.is_grad_enabled() and _fits(output, hidden, up):
+        _add_product(output.narrow(dim, target.offset, len(up)), hidden, up, branch.scale)
+        return output
+    product = _product(hidden, up * branch.scale).to(output.dtype)
+    if product.shape == output.shape:
+        return output + product
+    output = output.clone()
+    output.narrow(dim, target.offset, len(up)).add_(product)
     return output
+
+
+def _fits(output: Tensor, hidden: Tensor, up: Tensor) -> bool:
+    """Whether `_add_product` can write into the output."""
+    is_image = up.ndim == 4
+    dense = output.is_contiguous() or (
+        is_image and output.is_contiguous(memory_format=torch.channels_last)
+    )
+    grouped = up.shape[1] != hidden.shape[1 if is_image else -1]
+    return dense and not grouped and output.dtype == hidden.dtype
+
+
+def _add_product(place: Tensor, hidden: Tensor, up: Tensor, scale: float) -> None:
+    """Adds the product of both factors, times the scale, to a slice of dense features.
+
+    Args:
+        place: (..., o) or (B, o, H, W).
+    """
+    matrix = up.flatten(1)
+    if up.ndim == 4 and place.stride(1) != 1:
+        maps = place.flatten(2)  # (B, o, H W)
+        maps.baddbmm_(matrix.expand(len(maps), -1, -1), hidden.flatten(2), alpha=scale)
+        return
+    if up.ndim == 4:  # channels last
+        place, hidden = place.permute(0, 2, 3, 1), hidden.permute(0, 2, 3, 1)
+    rows = place.view(-1, len(matrix))
+    rows.addmm_(hidden.reshape(-1, matrix.shape[1]), matrix.t(), alpha=scale)
 
 
 def modules_by_name(network: nn.Module) -> dict[str, nn.Module]:

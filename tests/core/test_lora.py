@@ -140,6 +140,63 @@ def test_swapped_halves_equal_the_layer_with_its_halves_swapped():
     torch.testing.assert_close(got, straight.roll(4, -1))
 
 
+def channels_last(x):
+    return x.to(memory_format=torch.channels_last)
+
+
+class Transposed(nn.Linear):
+    """Gives its output in an order of memory of its own."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias).transpose(0, 1).contiguous().transpose(0, 1)
+
+
+class Widened(nn.Linear):
+    """Gives another dtype than it takes."""
+
+    def forward(self, x):
+        return super().forward(x).double()
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Linear(6, 8), torch.randn(2, 3, 5, 6)),
+        (nn.Linear(6, 8), torch.randn(6)),
+        (Transposed(6, 8), torch.randn(2, 5, 6)),
+        (Widened(6, 8), torch.randn(2, 5, 6)),
+        (nn.Conv2d(6, 8, 3, padding=1), torch.randn(2, 6, 4, 4)),
+        (nn.Conv2d(6, 8, 3, padding=1), channels_last(torch.randn(2, 6, 4, 4))),
+        (nn.Conv2d(6, 8, 4), torch.randn(2, 6, 4, 4)),
+    ],
+)
+@pytest.mark.parametrize("target", [{}, {"offset": 3, "size": 4}, {"swap_halves": True}])
+def test_the_branch_is_the_same_with_and_without_gradient(layer, x, target):
+    """With one nothing is written into what the layer gave, which backward may need."""
+    conv = isinstance(layer, nn.Conv2d)
+    size = target.get("size", 8)
+    narrow = nn.Conv2d(6, size, layer.kernel_size) if conv else nn.Linear(6, size)
+    b = branch_for(narrow)
+    kept = []
+    layer.register_forward_hook(lambda module, args, output: kept.append((output, output.clone())))
+    network = Network(layer=layer)
+    results = []
+    for recorded in (False, True):
+        with (
+            torch.set_grad_enabled(recorded),
+            attach(network, {"a": b}, {"a": LoraTarget("layers.layer", **target)}),
+        ):
+            results.append(network(x))
+    torch.testing.assert_close(results[0], results[1].detach())
+    assert torch.equal(*kept[1])
+    expected = kept[1][1].detach().clone()
+    branch = b(x, layer).detach().to(expected.dtype)
+    if target.get("swap_halves"):
+        branch = branch.roll(4, 1 if conv else -1)
+    expected.narrow(1 if conv else -1, target.get("offset", 0), size).add_(branch)
+    torch.testing.assert_close(results[0], expected)
+
+
 def test_last_layer_gives_its_branch_alone():
     layer, x = nn.Linear(6, 8), torch.randn(2, 6)
     b = branch_for(layer)
