@@ -24,7 +24,7 @@ class Lpips:
 
     @torch.no_grad()
     def diversity(self, views: Tensor, *, batch_size: int = 64) -> float | None:
-        """Mean distance, in [0, 1], of two images of one prompt.
+        """Mean distance of two images of one prompt; 0 for copies, rarely above 1.
 
         Args:
             views: (S, N, 3, VIEW, VIEW) in [0, 1], of S images of each of N prompts.
