@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as serialise
 from torch import Tensor
 
 from .atomic_file import write_atomically
@@ -23,7 +22,7 @@ from .lora import LoraBranch
 from .metadata import AdapterError, AdapterMetadata, is_generator_lora, is_hypernoise_header
 from .module_names import LayerWeights, name_some, parse_weights, strip_prefixes
 from .peft_config import CONFIG_NAME, PeftConfig, config_for
-from .tensor_file import TensorFileError, open_safetensors, read_tensors
+from .tensor_file import TensorFileError, open_safetensors, read_tensors, to_safetensors
 
 __all__ = ["AdapterError", "AdapterMetadata", "load_adapter", "read_metadata", "save_adapter"]
 
@@ -248,16 +247,18 @@ def save_adapter(hypernetwork: NoiseHypernetwork, path: str | Path) -> Path:
     path = Path(path)
     branches, metadata = hypernetwork.branches, hypernetwork.metadata
     config = json.dumps(config_for(branches, metadata), indent=2)
-    own_alphas = {name: b.alpha for name, b in branches.items() if b.alpha != metadata.alpha}
+    own_alphas = {n: b.alpha for n, b in sorted(branches.items()) if b.alpha != metadata.alpha}
     header = metadata.to_header() | {"format": "pt", DIFFUSERS_CONFIG: config}
     if own_alphas:
         header[ALPHA_PATTERN] = json.dumps(own_alphas)
     if path.suffix == ".safetensors":
-        write_atomically(path, serialise(_tensors(branches, ""), header))
+        write_atomically(path, to_safetensors(_tensors(branches, ""), header))
         return path
     if path.suffix == ".bin" or path.is_file():
         raise ValueError(f"adapters are written as .safetensors or into a folder, not as {path}")
-    write_atomically(path / WEIGHT_NAMES[0], serialise(_tensors(branches, PEFT_PREFIX), header))
+    write_atomically(
+        path / WEIGHT_NAMES[0], to_safetensors(_tensors(branches, PEFT_PREFIX), header)
+    )
     write_atomically(path / CONFIG_NAME, config.encode())
     return path
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from .adapter import find_weights
@@ -28,7 +27,7 @@ from .metadata import (
     is_hypernoise_header,
 )
 from .module_names import parse_weights
-from .tensor_file import TensorFileError, read_tensors
+from .tensor_file import TensorFileError, read_tensors, to_safetensors
 
 COMFYUI_PREFIX = "diffusion_model."  # ComfyUI's own names of a network's layers
 
@@ -126,7 +125,7 @@ def save_generator_lora(
         tensors[up] = _stored(branch.up.float() * branch.scale, dtype, name)
     metadata = replace(lora.metadata, alpha=float(lora.metadata.rank))
     header = metadata.to_header() | GENERATOR_LORA | {"format": "pt"}
-    write_atomically(path, serialise(tensors, header))
+    write_atomically(path, to_safetensors(tensors, header))
     return path
 
 

@@ -114,6 +114,7 @@ def _by_pattern(patterns: Mapping[str, Any] | None, layer: str, default: Any) ->
 
 def config_for(branches: Mapping[str, LoraBranch], metadata: AdapterMetadata) -> dict[str, Any]:
     """The configuration with which peft computes what the branches compute."""
+    branches = dict(sorted(branches.items()))  # whatever the order, the same text
     ranks = {name: b.rank for name, b in branches.items() if b.rank != metadata.rank}
     alphas = {name: b.alpha for name, b in branches.items() if b.alpha != metadata.alpha}
     return {

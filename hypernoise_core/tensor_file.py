@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 
@@ -45,6 +47,23 @@ def open_safetensors(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
+
+
+def to_safetensors(tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> bytes:
+    """A .safetensors file. The same tensors and header entries always give the same bytes, where
+    the library's own order of the entries changes from call to call.
+
+    Args:
+        tensors: on the CPU, contiguous.
+        entries: of the header, in any order.
+    """
+    content = save(dict(tensors), dict(entries))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(entries.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at multiples of 8 bytes
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
 
 
 def _damaged(path: Path, error: Exception) -> TensorFileError:

@@ -41,4 +41,4 @@ ablation="$ablation rank_16=$runs/seed_0/hypernoise.safetensors"
 # shellcheck disable=SC2086  # no path in it has a space
 OMP_NUM_THREADS=1 "$bin/torchrun" --standalone --nproc_per_node 2 -m hypernoise.training.cli \
     evaluate --out "$out" --per_category 24 --search_prompts 96 --multi_step_search_prompts 12 \
-    --ablation $ablation "$@"
+    --slow_steps 1 2 4 --ablation $ablation "$@"

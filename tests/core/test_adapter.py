@@ -48,6 +48,15 @@ def assert_same(got, expected):
         assert got.branches[name].scale == branch.scale
 
 
+def test_the_same_adapter_always_gives_the_same_bytes(tiny, tmp_path):
+    """So that a digest of the file tells adapters apart."""
+    f = tiny.hypernetwork()
+    f.metadata = dataclasses.replace(f.metadata, base_model="some/\u00e4", training_steps=12)
+    files = [save_adapter(f, tmp_path / f"{i}.safetensors") for i in range(4)]
+    files.append(save_adapter(load_adapter(files[0]), tmp_path / "again.safetensors"))
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 @pytest.mark.parametrize("name", ["f.safetensors", "folder"])
 def test_saving_and_loading_is_identity(tiny, tmp_path, name):
     f = tiny.hypernetwork()
