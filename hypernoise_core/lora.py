@@ -68,7 +68,10 @@ class LoraBranch(nn.Module):
     def forward(self, features: Tensor, layer: nn.Module) -> Tensor:
         """The branch's output for the input of `layer`, in the input's dtype and on its device."""
         hidden, up = self.factors(features, layer)
-        return _product(hidden, up * self.scale)
+        up = up * self.scale
+        if up.ndim == 2:
+            return F.linear(hidden, up)
+        return F.conv2d(hidden, up, groups=self.rank // up.shape[1])
 
     def factors(self, features: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
         """A x, (..., r) or (B, r, H, W), and B, both in the input's dtype and on its device."""
@@ -77,12 +80,6 @@ class LoraBranch(nn.Module):
         if down.ndim == 2:
             return F.linear(features, down), up
         return F.conv2d(features, down, None, layer.stride, layer.padding, layer.dilation), up
-
-
-def _product(hidden: Tensor, up: Tensor) -> Tensor:
-    if up.ndim == 2:
-        return F.linear(hidden, up)
-    return F.conv2d(hidden, up, groups=hidden.shape[1] // up.shape[1])
 
 
 @contextmanager
@@ -170,30 +167,33 @@ def _added(
     Where no gradient is recorded the product goes straight into the layer's own output: a sum of
     two tensors costs more than the branch beside a small layer.
     """
-    hidden, up = branch.factors(features, layer)
-    if target.swap_halves:
-        first, second = up.chunk(2)
-        up = torch.cat([second, first])
-    dim = 1 if up.ndim == 4 else -1
-    if not torch.is_grad_enabled() and _fits(output, hidden, up):
+    dim = 1 if branch.up.ndim == 4 else -1
+    if not torch.is_grad_enabled() and _fits(output, branch, features):
+        hidden, up = branch.factors(features, layer)
+        up = _swapped(up, 0) if target.swap_halves else up
         _add_product(output.narrow(dim, target.offset, len(up)), hidden, up, branch.scale)
         return output
-    product = _product(hidden, up * branch.scale).to(output.dtype)
+    product = branch(features, layer).to(output.dtype)
+    product = _swapped(product, dim) if target.swap_halves else product
     if product.shape == output.shape:
         return output + product
     output = output.clone()
-    output.narrow(dim, target.offset, len(up)).add_(product)
+    output.narrow(dim, target.offset, product.shape[dim]).add_(product)
     return output
 
 
-def _fits(output: Tensor, hidden: Tensor, up: Tensor) -> bool:
+def _swapped(tensor: Tensor, dim: int) -> Tensor:
+    first, second = tensor.chunk(2, dim)
+    return torch.cat([second, first], dim)
+
+
+def _fits(output: Tensor, branch: LoraBranch, features: Tensor) -> bool:
     """Whether `_add_product` can write into the output."""
-    is_image = up.ndim == 4
     dense = output.is_contiguous() or (
-        is_image and output.is_contiguous(memory_format=torch.channels_last)
+        branch.up.ndim == 4 and output.is_contiguous(memory_format=torch.channels_last)
     )
-    grouped = up.shape[1] != hidden.shape[1 if is_image else -1]
-    return dense and not grouped and output.dtype == hidden.dtype
+    grouped = branch.up.shape[1] != branch.rank
+    return dense and not grouped and output.dtype == features.dtype
 
 
 def _add_product(place: Tensor, hidden: Tensor, up: Tensor, scale: float) -> None:

@@ -239,7 +239,7 @@ def reno(
     from ..hypernoise_core.reno import RenoConfig
     from ..hypernoise_core.rewards import load_rewards, parse_weights
     from .inference import read_prompts
-    from .pipelines import load_pipeline
+    from .pipelines import default_rewards, load_pipeline
     from .search import write_search
 
     config = RenoConfig(
@@ -251,11 +251,10 @@ def reno(
     )
     if (height is None) != (width is None):
         raise ValueError("give both --height and --width, or none of them")
-    default = "tiny-preference" if model == "tiny-sprint" else "paper"
     grid = write_search(
         read_prompts(prompts, prompts_file),
         load_pipeline(model),
-        load_rewards(parse_weights(rewards or default), rewards_folder),
+        load_rewards(parse_weights(rewards or default_rewards(model)), rewards_folder),
         config,
         hypernetwork=None if adapter is None else load_adapter(adapter),
         seed=seed,

@@ -9,7 +9,7 @@ from ..hypernoise_core.adapter import load_adapter
 from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.generate import encode_prompts, generate
 from .evaluation.figures import side_by_side
-from .pipelines import ASSETS, load_pipeline
+from .pipelines import ASSETS, EMBEDDED, load_pipeline
 
 EMBEDDED_ADAPTER = ASSETS / "tiny-hypernoise.safetensors"
 
@@ -48,7 +48,7 @@ def write_comparison(
         FileNotFoundError: there is no such model or adapter.
     """
     if adapter is None:
-        if model != "tiny-sprint":
+        if model not in EMBEDDED:
             raise ValueError(f"which hypernetwork for {model}? Give --adapter FILE")
         adapter = EMBEDDED_ADAPTER
     if images_per_prompt < 1:

@@ -12,8 +12,14 @@ from .published_models import PUBLISHED
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 EMBEDDED = {"tiny-sprint": ASSETS / "tiny-sprint"}
+"""Folders of the models of this repository, which live in the tiny world, by name."""
 TEXT_PARTS = ("text_encoder", "tokenizer")
 """What the names of a pipeline's parts start with that turn prompts into conditioning."""
+
+
+def default_rewards(model: str) -> str:
+    """The rewards of a model where none are named, as `parse_weights` takes them."""
+    return "tiny-preference" if model in EMBEDDED else "paper"
 
 
 def model_folder(name: str, cache_dir: Path | None = None) -> Path:

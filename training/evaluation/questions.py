@@ -12,9 +12,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from ...hypernoise_core.atomic_file import write_atomically
+from ..pipelines import EMBEDDED
 from ..prompts import load_prompts, tiny_world_captions
 from ..tiny_world.captions import Caption, parse_caption
-from .settings import TINY, EvaluationConfig
+from .settings import EvaluationConfig
 from .wordings import ask_command, paraphrase
 
 PROMPTS = "prompts.json"
@@ -68,7 +69,7 @@ def ask(config: EvaluationConfig, accelerator: Accelerator) -> Questions:
 
 def choose_prompts(config: EvaluationConfig) -> list[str]:
     """The prompts of the task, or as many as asked for, at equal distances."""
-    if config.task is None and config.model == TINY:
+    if config.task is None and config.model in EMBEDDED:
         captions = tiny_world_captions(held_out=True, per_category=config.per_category)
         prompts = [caption.text for caption in captions]
     else:

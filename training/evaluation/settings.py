@@ -10,9 +10,9 @@ from typing import Literal
 from ...hypernoise_core.rewards import parse_weights
 from ..config import TrainingConfig
 from ..inference import EMBEDDED_ADAPTER
+from ..pipelines import EMBEDDED, default_rewards
 from .catalogue import BASE, METHODS, get_entry
 
-TINY = "tiny-sprint"
 _TABLE_STEPS = (1, 2, 4, 8, 16, 32)
 _ABLATION = re.compile(r"[\w.-]+=.+")
 
@@ -25,7 +25,7 @@ class EvaluationConfig:
         ValueError: a value is out of its range, or a method lacks what it needs.
     """
 
-    model: str = TINY
+    model: str = "tiny-sprint"
     """Generator: tiny-sprint, sana, flux, sd-turbo, a diffusers folder, or a repository in the
     Hugging Face cache."""
     adapter: tuple[Path, ...] = ()
@@ -104,7 +104,7 @@ class EvaluationConfig:
                 raise ValueError(f"ablation takes NAME=FILE, such as rank_8=FILE, not {text!r}")
         if self.layout and self.data_dir is None:
             raise ValueError(f"layout {self.layout} needs --data_dir, the benchmark's checkout")
-        if not self.adapters and self.model != TINY and not self.methods:
+        if not self.adapters and self.model not in EMBEDDED and not self.methods:
             raise ValueError(f"which hypernetwork for {self.model}? Give --adapter FILE")
 
     def _check_method(self, name: str) -> None:
@@ -117,7 +117,7 @@ class EvaluationConfig:
     @property
     def adapters(self) -> tuple[Path, ...]:
         """The hypernetworks, the embedded one where none is given for tiny-sprint."""
-        return self.adapter or ((EMBEDDED_ADAPTER,) if self.model == TINY else ())
+        return self.adapter or ((EMBEDDED_ADAPTER,) if self.model in EMBEDDED else ())
 
     @property
     def ablations(self) -> dict[str, Path]:
@@ -131,11 +131,11 @@ class EvaluationConfig:
 
     @property
     def reward_text(self) -> str:
-        return self.rewards or ("tiny-preference" if self.model == TINY else "paper")
+        return self.rewards or default_rewards(self.model)
 
     @property
     def dtype(self) -> Literal["float32", "bfloat16"]:
-        return self.precision or ("float32" if self.model == TINY else "bfloat16")
+        return self.precision or ("float32" if self.model in EMBEDDED else "bfloat16")
 
     def training_config(self, task: str) -> TrainingConfig:
         """The settings of a training run on the prompts of a task, for what prepares such runs."""

@@ -17,6 +17,7 @@ from ...hypernoise_core.rewards import (
     load_rewards,
     score_in_batches,
 )
+from ..pipelines import EMBEDDED
 from ..tiny_world.captions import parse_caption
 from ..tiny_world.checker import is_correct
 
@@ -86,14 +87,14 @@ def default_watch(
 
     Args:
         trained: names of the rewards that are trained on.
-        model: the generator; tiny-sprint has the checker.
+        model: the generator; an embedded one has the checker.
         prompts: what is evaluated; the checker reads captions of the tiny world alone.
         rewards_folder: of downloaded weights; None: the Hugging Face cache.
 
     Raises:
         TensorFileError: a reward's file is damaged.
     """
-    if model == "tiny-sprint" and all(map(_is_caption, prompts)):
+    if model in EMBEDDED and all(map(_is_caption, prompts)):
         return CHECKER
     store = WeightStore(rewards_folder)
     candidates = [name for name in _PREFERRED if name not in set(trained)]
