@@ -9,15 +9,13 @@ them. Times are medians of passes that take turns, in one process.
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 
 import diffusers
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from timing import flops, medians
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hypernoise.hypernoise_core.families import get_family
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
@@ -56,24 +54,6 @@ def make(model: str, whole: bool):
     return family, network, noise, conditioning
 
 
-def flops(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Seconds of each, taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if repeat:  # the first is for warming up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def with_peft(network: nn.Module, names: list[str], rank: int) -> nn.Module:
     """The network with LoRA layers of peft's own, as the reference runs it."""
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)
@@ -98,10 +78,11 @@ def measure(model: str, whole: bool, rank: int, repeats: int) -> dict[str, float
     for name, adapter in adapters.items():
         runs[name] = lambda adapter=adapter: adapter(network, noise, conditioning)
     with torch.no_grad():
-        counted = {name: flops(run) for name, run in runs.items()}
         names = list(adapters["ours"].layer_names)
         peft_network = with_peft(make(model, whole)[1], names, rank)
         runs["peft"] = lambda: family.predict(peft_network, noise, conditioning)
+        counted = {name: flops(run) for name, run in runs.items()}
+        print({k: v / counted["base"] for k, v in counted.items()})
         seconds = medians(runs, repeats)
     ratios = {"seconds": seconds["base"]}
     for name in adapters:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -12,30 +12,37 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run_eagerly(network: nn.Module) -> AbstractContextManager:
+def run_eagerly(modules: Collection[nn.Module]) -> AbstractContextManager:
     """A context in which a compiled network, or compiled blocks of it, run as plain modules.
 
     Compiled code skips hooks added after compiling, or would freeze them into later calls.
+
+    Args:
+        modules: all of the network.
     """
-    if any(_is_compiled(module) for module in network.modules()):
+    if any(_is_compiled(module) for module in modules):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    # Not hasattr: to find out that there is none takes a module long, and there are hundreds.
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
 @contextmanager
 def recomputed_inside(
-    network: nn.Module, context: Callable[[], AbstractContextManager]
+    modules: Collection[nn.Module], context: Callable[[], AbstractContextManager]
 ) -> Iterator[None]:
     """Let the blocks checkpointed in calls made here be recomputed inside `context` as well.
 
     diffusers' networks hand each checkpointed block to `_gradient_checkpointing_func`; backward
     calls the block again, long after the context that surrounded its first call has ended.
+
+    Args:
+        modules: all of the network.
     """
-    checkpointed = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
+    checkpointed = [m for m in modules if vars(m).get("gradient_checkpointing", False)]
     functions = [module._gradient_checkpointing_func for module in checkpointed]
     try:
         for module, function in zip(checkpointed, functions, strict=True):

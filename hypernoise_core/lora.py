@@ -6,7 +6,7 @@ ends, whatever ended it. Letters: r rank, i and o input and output features, kh 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .execution import recomputed_inside, run_eagerly
+from .lora_merge import break_even, can_merge, merged_weight
 
-Hook = Callable[[nn.Module, tuple, dict, Tensor], Tensor]
+_WRAPPER = "_orig_mod"  # of torch.compile
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class LoraTarget:
     """Number of output features of the slice; None: all from `offset` on."""
     swap_halves: bool = False
     """The module holds the two halves of these features the other way round (scale and shift)."""
+
+    def placed(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """The adapter's features, along `dim`, in the module's order."""
+        if not self.swap_halves:
+            return tensor
+        first, second = tensor.chunk(2, dim)
+        return torch.cat([second, first], dim)
 
 
 class LoraBranch(nn.Module):
@@ -105,7 +113,8 @@ def attach(
     Yields:
         The paths of the modules that have run with their branches so far.
     """
-    modules = modules_by_name(network)
+    named = dict(network.named_modules())
+    modules = _without_wrappers(named)
     landings: dict[str, list[tuple[LoraTarget, LoraBranch]]] = {}
     for name, branch in branches.items():
         landings.setdefault(targets[name].module, []).append((targets[name], branch))
@@ -113,19 +122,20 @@ def attach(
     ran: set[str] = set()
     hooks = _Hooks(
         [
-            (modules[path], _hook(landing, path == replaced, lambda path=path: ran.add(path)))
+            _LayerHooks(path, modules[path], landing, path == replaced, ran)
             for path, landing in landings.items()
         ]
     )
-    with run_eagerly(network), recomputed_inside(network, hooks.active), hooks.active():
+    everything = named.values()
+    with run_eagerly(everything), recomputed_inside(everything, hooks.active), hooks.active():
         yield ran
 
 
 class _Hooks:
     """Forward hooks that exist only while `active`; entering twice registers them once."""
 
-    def __init__(self, hooks: list[tuple[nn.Module, Hook]]) -> None:
-        self.hooks = hooks
+    def __init__(self, layers: list[_LayerHooks]) -> None:
+        self.layers = layers
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
 
     @contextmanager
@@ -134,29 +144,65 @@ class _Hooks:
             yield
             return
         try:
-            for module, hook in self.hooks:
-                self.handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            for layer in self.layers:
+                self.handles += layer.register()
             yield
         finally:
             for handle in self.handles:
                 handle.remove()
             self.handles.clear()
+            for layer in self.layers:
+                layer.restore()
 
 
-def _hook(
-    landings: list[tuple[LoraTarget, LoraBranch]], replace: bool, note: Callable[[], None]
-) -> Hook:
-    """A forward hook that adds the branches, or gives them alone if `replace`."""
+class _LayerHooks:
+    """Forward hooks of one layer that add its branches, or give them alone if `replace`."""
 
-    def hook(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-        note()
-        features = args[0] if args else next(iter(kwargs.values()))
-        result = torch.zeros_like(output) if replace else output
-        for target, branch in landings:
-            result = _added(result, branch, features, layer, target)
+    def __init__(
+        self,
+        path: str,
+        layer: nn.Module,
+        landings: list[tuple[LoraTarget, LoraBranch]],
+        replace: bool,
+        ran: set[str],
+    ) -> None:
+        self.path, self.layer, self.landings, self.ran = path, layer, landings, ran
+        self.replace = replace
+        self.break_even = break_even(landings)
+        self.weight: nn.Parameter | None = None  # the layer's own, while it runs with a merged one
+
+    def register(self) -> list[torch.utils.hooks.RemovableHandle]:
+        after = self.layer.register_forward_hook(self.after, with_kwargs=True)
+        if self.replace:
+            return [after]
+        return [after, self.layer.register_forward_pre_hook(self.before, with_kwargs=True)]
+
+    def before(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        if torch.is_grad_enabled():
+            return
+        if can_merge(layer, _features(args, kwargs), self.break_even):
+            self.weight = layer.weight
+            layer._parameters["weight"] = merged_weight(self.weight, self.landings)
+
+    def after(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+        self.ran.add(self.path)
+        if self.weight is not None:
+            return self.restore()
+        result = torch.zeros_like(output) if self.replace else output
+        for target, branch in self.landings:
+            result = _added(result, branch, _features(args, kwargs), layer, target)
         return result
 
-    return hook
+    def restore(self) -> None:
+        """Gives the layer its own weight back; also where its call has raised."""
+        if self.weight is not None:
+            self.layer._parameters["weight"] = self.weight
+            self.weight = None
+
+
+def _features(args: tuple, kwargs: dict) -> Tensor:
+    """The input of a Linear or a Conv2d."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _added(
@@ -170,21 +216,15 @@ def _added(
     dim = 1 if branch.up.ndim == 4 else -1
     if not torch.is_grad_enabled() and _fits(output, branch, features):
         hidden, up = branch.factors(features, layer)
-        up = _swapped(up, 0) if target.swap_halves else up
-        _add_product(output.narrow(dim, target.offset, len(up)), hidden, up, branch.scale)
+        place = output.narrow(dim, target.offset, len(up))
+        _add_product(place, hidden, target.placed(up), branch.scale)
         return output
-    product = branch(features, layer).to(output.dtype)
-    product = _swapped(product, dim) if target.swap_halves else product
+    product = target.placed(branch(features, layer).to(output.dtype), dim)
     if product.shape == output.shape:
         return output + product
     output = output.clone()
     output.narrow(dim, target.offset, product.shape[dim]).add_(product)
     return output
-
-
-def _swapped(tensor: Tensor, dim: int) -> Tensor:
-    first, second = tensor.chunk(2, dim)
-    return torch.cat([second, first], dim)
 
 
 def _fits(output: Tensor, branch: LoraBranch, features: Tensor) -> bool:
@@ -215,9 +255,15 @@ def _add_product(place: Tensor, hidden: Tensor, up: Tensor, scale: float) -> Non
 
 def modules_by_name(network: nn.Module) -> dict[str, nn.Module]:
     """The network's modules by path, without the wrapper that `torch.compile` puts into it."""
+    return _without_wrappers(dict(network.named_modules()))
+
+
+def _without_wrappers(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    if not any(_WRAPPER in name for name in modules):
+        return modules
     return {
-        ".".join(part for part in name.split(".") if part != "_orig_mod"): module
-        for name, module in network.named_modules()
+        ".".join(part for part in name.split(".") if part != _WRAPPER): module
+        for name, module in modules.items()
     }
 
 

@@ -120,7 +120,7 @@ def test_f_runs_in_inference_mode_and_can_be_trained_after(tiny):
         inferred = f(tiny.network, tiny.noise, tiny.conditioning)
     trained = f(tiny.network, tiny.noise, tiny.conditioning)
     trained.sum().backward()
-    assert torch.equal(inferred, trained.detach())
+    torch.testing.assert_close(inferred, trained.detach())
 
 
 def test_gradient_reaches_every_factor_and_the_noise(tiny):
