@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up they need; a rerun skips what is already there.
 #   PYTHON=python3.12            which Python makes the environment (3.10 to 3.13)
 #   TORCH_INDEX=URL or pypi      where torch comes from, see scripts/set_up.sh
-#   ARGS="..."                   more arguments for `hypernoise demo`, `hypernoise evaluate` or pytest
+#   ARGS="..."                   more arguments for `hypernoise demo`, `hypernoise evaluate`, pytest, ...
 
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
@@ -14,13 +14,16 @@ RUFF := $(VENV)/bin/ruff
 
 export PYTHON TORCH_INDEX
 
-.PHONY: demo evaluate test parity comfyui browser oracle lint format clean distclean
+.PHONY: demo evaluate bench test parity comfyui browser oracle lint format clean distclean
 
 demo: $(INSTALLED)  ## train a noise hypernetwork on the embedded generator and report the gain
 	$(VENV)/bin/hypernoise demo $(ARGS)
 
 evaluate: $(INSTALLED)  ## three trainings and a fine-tune, then the paper's tables in miniature
 	sh scripts/evaluate.sh $(VENV)/bin out/evaluation $(ARGS)
+
+bench: $(COMFYUI_INSTALLED)  ## what passes, graphs and training cost; leave the machine alone meanwhile
+	$(VENV)/bin/python benchmarks/bench.py $(ARGS)
 
 test: $(COMFYUI_INSTALLED)  ## every test, those that start a real ComfyUI server too
 	$(PYTEST) $(ARGS)

@@ -8,7 +8,7 @@ CPU only the first blocks of SANA-Sprint and FLUX (--whole: all). Times are medi
 take turns. The last line of the output is all of it as JSON.
 
 - `graph_over_ideal`: time with / without the hypernetwork in n steps, each run with a new noise,
-  over (n + c) / n, where c is the FLOPs of its pass / those of one evaluation of the network.
+  over (n + c) / n, where c is 1 + the FLOPs of its branches / those of the network.
 - `cached_rerun_overhead`: time with / without - 1 where noise and prompt are those of a run before.
 - `import_seconds`: what loading the nodes adds to ComfyUI's start, in new processes.
 """
@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from passes import SIZES, TINY, make
-from timing import flops, medians
+from timing import flops, lora_flops, medians
 
 from hypernoise.hypernoise_core.adapter import save_adapter
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
@@ -175,15 +175,28 @@ def compare(
     return seconds["without"], seconds["with"]
 
 
+def lora_share(comfy: Comfy, case: Case) -> float:
+    """FLOPs of the hypernetwork's branches / those of the network."""
+    wrapper = case.modulated.get_wrappers("sampler_sample", "hypernoise")[0]
+    part = wrapper.parts[0]
+    modules = dict(case.plain.model.diffusion_model.named_modules())
+    layers = {name: modules[target.module] for name, target in part.targets.items()}
+
+    def evaluate() -> None:
+        comfy.sample(case.plain, case, 1, 0)
+
+    added = lora_flops(layers, part.hypernoise.hypernetwork.branches, evaluate)
+    return added / flops(evaluate)
+
+
 def graph(comfy: Comfy, case: Case, steps: list[int], repeats: int) -> Table:
     """Time with / without, its ideals, and `graph_over_ideal`, with a new noise in each run."""
     seeds = itertools.count(1)
-    base = flops(lambda: comfy.sample(case.plain, case, 1, next(seeds)))
-    both = flops(lambda: comfy.sample(case.modulated, case, 1, next(seeds)))
+    share = lora_share(comfy, case)
     found = {}
     for n in steps:
         before, after = compare(comfy, case, n, seeds, repeats)
-        ideal = (n + both / base - 1) / n
+        ideal = (n + 1 + share) / n
         found[n] = {
             "seconds": before,
             "with_over_without": after / before,

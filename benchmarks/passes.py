@@ -3,23 +3,23 @@
     .venv/bin/python benchmarks/passes.py [--models tiny-sprint sana flux sd-turbo] [--whole]
 
 Networks have the published shapes and random weights; on the CPU only the first blocks of SANA-
-Sprint and FLUX (--whole: all). `bound` is 1 + the branches' FLOPs / the network's, as torch counts
-them. Times are medians of passes that take turns, in one process.
+Sprint and FLUX (--whole: all). `bound` is 1 + the FLOPs of the branches, as B (A x), / those of the
+network as torch counts them. Times are medians of passes that take turns, in one process. The last
+line is all of it as JSON.
 """
 
 import argparse
 import json
-from collections.abc import Callable
 
 import diffusers
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from timing import flops, medians
-from torch import nn
+from timing import Run, flops, lora_flops, medians
+from torch import Tensor, nn
 
-from hypernoise.hypernoise_core.families import get_family
+from hypernoise.hypernoise_core.families import Conditioning, Family, get_family
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
-from hypernoise.hypernoise_core.lora import adaptable_layers
+from hypernoise.hypernoise_core.lora import adaptable_layers, modules_by_name
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.published_models import PUBLISHED, build_on_meta
 
@@ -29,7 +29,9 @@ SIZES = {"sana": 1024, "flux": 512, "sd-turbo": 512, TINY: 64}
 TOKENS = 64  # of a prompt
 
 
-def make(model: str, whole: bool):
+def make(
+    model: str, whole: bool, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Family, nn.Module, Tensor, Conditioning]:
     """Family, network with random weights, noise of one image, and conditioning."""
     torch.manual_seed(0)
     if model == TINY:
@@ -40,72 +42,87 @@ def make(model: str, whole: bool):
         pipeline, family = build_on_meta(model), get_family(PUBLISHED[model].family)
         shapes = family.network(pipeline)
         cut = {} if whole else CUTS.get(model, {})
-        network = getattr(diffusers, family.network_class).from_config({**shapes.config, **cut})
+        with torch.device(device):
+            network_class = getattr(diffusers, family.network_class)
+            network = network_class.from_config({**shapes.config, **cut})
     network.eval().requires_grad_(False)
+    nn.Module.to(network, device, dtype)
     size = SIZES[model]
-    noise = torch.randn(1, *family.latent_shape(pipeline, size, size))
-    conditioning = family.empty_conditioning(network, 1, torch.float32, "cpu")
+    noise = torch.randn(1, *family.latent_shape(pipeline, size, size), device=device)
+    conditioning = family.empty_conditioning(network, 1, dtype, device)
     for name, tensor in conditioning.items():
         if tensor.ndim > 1 and tensor.shape[1] == family.text_tokens:
             tensor = tensor[:, :TOKENS]
         conditioning[name] = (
-            torch.ones_like(tensor) if "mask" in name else torch.randn(tensor.shape) * 0.1
+            torch.ones_like(tensor) if "mask" in name else torch.randn_like(tensor) * 0.1
         )
     return family, network, noise, conditioning
 
 
-def with_peft(network: nn.Module, names: list[str], rank: int) -> nn.Module:
+def with_peft(network: nn.Module, names: list[str], rank: int, alpha: float) -> nn.Module:
     """The network with LoRA layers of peft's own, as the reference runs it."""
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian"
+    )
     return inject_adapter_in_model(config, network).eval().requires_grad_(False)
 
 
-def measure(model: str, whole: bool, rank: int, repeats: int) -> dict[str, float]:
-    """Ratios of one model: pass_over_base, pass_over_bound, ours_over_peft; with `depthwise` those
-    of an adapter on depthwise convolutions too, where the network has some."""
-    family, network, noise, conditioning = make(model, whole)
+def measure(
+    model: str, whole: bool, rank: int, repeats: int, device: str, dtype: torch.dtype
+) -> dict[str, float]:
+    """Ratios of one model: pass_over_base, bound, pass_over_bound, ours_over_peft; with `depthwise`
+    those of an adapter on depthwise convolutions too, where the network has some."""
+    family, network, noise, conditioning = make(model, whole, device, dtype)
+    layers = modules_by_name(network)
 
     def new(adapt_depthwise: bool) -> NoiseHypernetwork:
-        return NoiseHypernetwork.initialise(
+        adapter = NoiseHypernetwork.initialise(
             network, family, rank=rank, alpha=2 * rank, adapt_depthwise=adapt_depthwise
-        ).requires_grad_(False)
+        )
+        return adapter.requires_grad_(False).to(device)
+
+    def base() -> Tensor:
+        return family.predict(network, noise, conditioning)
 
     dense = len(adaptable_layers(network, True)) > len(adaptable_layers(network, False))
-    adapters = {"ours": new(False)} | ({"ours_depthwise": new(True)} if dense else {})
-    runs: dict[str, Callable[[], object]] = {
-        "base": lambda: family.predict(network, noise, conditioning)
-    }
-    for name, adapter in adapters.items():
-        runs[name] = lambda adapter=adapter: adapter(network, noise, conditioning)
+    adapters = {"": new(False)} | ({"_depthwise": new(True)} if dense else {})
+    runs: dict[str, Run] = {"base": base}
+    for suffix, adapter in adapters.items():
+        runs[f"ours{suffix}"] = lambda adapter=adapter: adapter(network, noise, conditioning)
+    peft_network = make(model, whole, device, dtype)[1]
+    with_peft(peft_network, list(adapters[""].layer_names), rank, 2 * rank)
+    runs["peft"] = lambda: family.predict(peft_network, noise, conditioning)
     with torch.no_grad():
-        names = list(adapters["ours"].layer_names)
-        peft_network = with_peft(make(model, whole)[1], names, rank)
-        runs["peft"] = lambda: family.predict(peft_network, noise, conditioning)
-        counted = {name: flops(run) for name, run in runs.items()}
-        print({k: v / counted["base"] for k, v in counted.items()})
-        seconds = medians(runs, repeats)
-    ratios = {"seconds": seconds["base"]}
-    for name in adapters:
-        suffix = name.removeprefix("ours")
-        ratios[f"pass_over_base{suffix}"] = seconds[name] / seconds["base"]
-        ratios[f"bound{suffix}"] = counted[name] / counted["base"]
-        over = ratios[f"pass_over_base{suffix}"] / ratios[f"bound{suffix}"]
-        ratios[f"pass_over_bound{suffix}"] = over
-    ratios["ours_over_peft"] = seconds["ours"] / seconds["peft"]
-    return ratios
+        seconds = medians(runs, repeats, device)
+        ratios = {"seconds": seconds["base"]}
+        for suffix, adapter in adapters.items():
+            over_base = seconds[f"ours{suffix}"] / seconds["base"]
+            bound = 1 + lora_flops(layers, adapter.branches, base) / flops(base)
+            ratios |= {
+                f"pass_over_base{suffix}": over_base,
+                f"bound{suffix}": bound,
+                f"flops_over_base{suffix}": flops(runs[f"ours{suffix}"]) / flops(base),
+                f"pass_over_bound{suffix}": over_base / bound,
+            }
+    return ratios | {"ours_over_peft": seconds["ours"] / seconds["peft"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(SIZES), choices=SIZES)
     parser.add_argument("--whole", action="store_true", help="all blocks")
-    parser.add_argument("--rank", type=int, default=128)
+    parser.add_argument("--rank", type=int, default=128, help="16 of tiny-sprint")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
+    dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
+    results = {}
     for model in options.models:
-        rank = 16 if model == TINY else options.rank
-        ratios = measure(model, options.whole, rank, options.repeats)
-        print(model, json.dumps({name: round(value, 4) for name, value in ratios.items()}))
+        rank, times = (16, 10) if model == TINY else (options.rank, 1)
+        ratios = measure(model, options.whole, rank, times * options.repeats, options.device, dtype)
+        results[model] = {name: round(value, 4) for name, value in ratios.items()}
+        print(model, *(f"{k} {v}" for k, v in results[model].items()), sep="  ", flush=True)
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hypernoise.hypernoise_core.lora import LoraBranch
 from hypernoise.training.memory import LiveBytes
 
 Run = Callable[[], object]
@@ -54,6 +57,33 @@ def flops(run: Run) -> int:
     with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter:
         run()
     return counter.get_total_flops()
+
+
+def lora_flops(
+    layers: Mapping[str, nn.Module], branches: Mapping[str, LoraBranch], run: Run
+) -> int:
+    """What branches beside the layers, B (A x), would add to a call that runs the layers plainly.
+
+    However the branches are computed in fact: this is the bound that passes are held against.
+    """
+    total = 0
+
+    def count(branch: LoraBranch, layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        nonlocal total
+        features = getattr(layer, "out_features", None) or layer.out_channels
+        positions = output.numel() // features
+        total += 2 * positions * (branch.down.numel() + branch.up.numel())
+
+    hooks = [
+        layers[name].register_forward_hook(partial(count, branch))
+        for name, branch in branches.items()
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
 
 
 def peak_bytes(run: Run, device: str | torch.device = "cpu") -> int:

@@ -108,7 +108,7 @@ class TrainingConfig:
     """Of the frozen networks; the adapter is always float32."""
     use_checkpoint: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
-    memsave: bool = False
+    memsave: bool = True
     """Frozen layers that do not need their inputs for the backward pass do not keep them."""
     shard: bool = False
     """Spread the frozen generator over the processes' devices (FSDP), for models that do not fit

@@ -154,7 +154,7 @@ def estimate(
     weights = _bytes(adapter.parameters())
     rewards = [REWARD_SIZES[name] for name in config.rewards]
     share = CHECKPOINTED_SHARE if config.use_checkpoint else 1
-    reward_activations = share * images * sum(reward.activations for reward in rewards)
+    reward_activations = share * images * max(reward.activations for reward in rewards)
     place = f"in each of {num_processes} processes" if num_processes > 1 else "in one process"
     return Estimate(
         title=(

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
+from diffusers.models.transformers.sana_transformer import GLUMBConv
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
+from transformers.activations import QuickGELUActivation
 
 from ..hypernoise_core.execution import checkpoint_block
 from ..hypernoise_core.families import family_of_pipeline
@@ -47,8 +49,9 @@ def save_memory(*parts: Any) -> None:
     """From now on frozen layers keep less for the backward pass; same values, same gradients.
 
     - Convolutions and BatchNorm in evaluation mode do not keep their input.
-    - RMSNorm keeps its input alone, without float32 copies of it, and SiLU behind a GroupNorm keeps
-      nothing of its own: the norm is computed again in the backward pass.
+    - RMSNorm and QuickGELU keep their input alone, and SiLU behind a GroupNorm keeps nothing of
+      its own: they are computed again in the backward pass.
+    - The gate of SANA's feed-forward is computed again from its input, which is kept in any case.
 
     Layers with a parameter that takes gradients, and calls without gradient, stay as they are.
     Calling it twice changes nothing. Wrap layers (FSDP, torch.compile) after this, not before.
@@ -128,6 +131,10 @@ class _SavingDiffusersRMSNorm(_Recomputing, DiffusersRMSNorm):
     pass
 
 
+class _SavingQuickGELU(_Recomputing, QuickGELUActivation):
+    pass
+
+
 class _Scaled(torch.autograd.Function):
     """An affine map per channel, (B, C, ...), of which the backward pass needs the scale alone."""
 
@@ -182,21 +189,46 @@ class _RecomputedSiLU(torch.autograd.Function):
 class _SavingSiLU(nn.SiLU):
     def forward(self, features: Tensor) -> Tensor:
         recipe = getattr(features, "recipe", None)
-        if recipe is None or self.inplace or not torch.is_grad_enabled():
+        if self.inplace or not torch.is_grad_enabled():
             return super().forward(features)
+        if recipe is None:
+            output = super().forward(features)
+            output.silu_of = (output._version, features.detach())  # for a gate, see below
+            return output
         version, layer, source = recipe
         if features._version != version:  # somebody wrote into the norm's output
             return super().forward(features)
         return _RecomputedSiLU.apply(features, layer, source)
 
 
+class _SavingGLU(GLUMBConv):
+    """Keeps the input of its gate, a * SiLU(b), and not the SiLU."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not (features.requires_grad and torch.is_grad_enabled()):
+            return super().forward(features)
+        with torch.autograd.graph.saved_tensors_hooks(_without_silu, _with_silu):
+            return super().forward(features)
+
+
+def _without_silu(kept: Tensor) -> Tensor | tuple[Tensor]:
+    version, source = getattr(kept, "silu_of", (None, None))
+    return (source,) if version == kept._version else kept
+
+
+def _with_silu(kept: Tensor | tuple[Tensor]) -> Tensor:
+    return F.silu(kept[0]) if isinstance(kept, tuple) else kept
+
+
 _SAVING: dict[type, type] = {
+    GLUMBConv: _SavingGLU,
     nn.Conv2d: _SavingConv2d,
     nn.ConvTranspose2d: _SavingConvTranspose2d,
     nn.BatchNorm2d: _SavingBatchNorm2d,
     nn.GroupNorm: _SavingGroupNorm,
     nn.RMSNorm: _SavingRMSNorm,
     DiffusersRMSNorm: _SavingDiffusersRMSNorm,
+    QuickGELUActivation: _SavingQuickGELU,
     nn.SiLU: _SavingSiLU,
 }
 

@@ -1,7 +1,9 @@
 """Trains a noise hypernetwork on a frozen pipeline against rewards; or, to compare, the generator.
 
 Each update sums the gradients of its images over batches and processes, and divides by their
-number: so uneven batches and batches that were left out change nothing but the number.
+number: so uneven batches and batches that were left out change nothing but the number. The parts of
+an update have names in torch's profiler: hypernetwork, generator, decode, reward NAME, backward,
+optimizer.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.profiler import record_function
 
 from ..hypernoise_core.adapter import load_adapter
 from ..hypernoise_core.families import Conditioning, Family, family_of_pipeline
@@ -174,13 +177,14 @@ class Trainer:
             self._skip()
             return metrics
         self._skipped_in_a_row = 0
-        if self.config.optim == "lbfgs":
-            losses = chain([first], iter(closure, None))  # it asks first for what is known already
-            self._optimizer.step(lambda: next(losses))
-        else:
-            self._optimizer.step()
-        if self._average is not None:
-            self._average.update_parameters(self.adapter)
+        with record_function("optimizer"):
+            if self.config.optim == "lbfgs":
+                losses = chain([first], iter(closure, None))  # it asks first for what is known
+                self._optimizer.step(lambda: next(losses))
+            else:
+                self._optimizer.step()
+            if self._average is not None:
+                self._average.update_parameters(self.adapter)
         return metrics
 
     def _skip(self) -> None:
@@ -255,19 +259,23 @@ class Trainer:
             self._image_limit(self._tensor([]))
             return None
         noise, conditioning, generators = inputs
-        output = self.adapter(self.network, noise, conditioning)
+        with record_function("hypernetwork"):
+            output = self.adapter(self.network, noise, conditioning)
         modulated = output if self.adapter.metadata.replaces_noise else modulate(noise, output)
         start = modulated.detach().requires_grad_(True)
         images = self._images(start, conditioning, generators, batch.generator_steps)
-        scores = self.rewards.scores(images, batch.prompts)
+        scores, image_gradient = self.rewards.loss_gradient(images, batch.prompts)
         reward_loss = self.rewards.image_losses(scores) * batch.counts
-        (gradient,) = torch.autograd.grad(reward_loss.sum(), start)
+        with record_function("backward"):
+            (gradient,) = torch.autograd.grad(images, start, image_gradient * batch.counts)
         norms = gradient.flatten(1).norm(dim=1)
         limit = self._image_limit(norms if batch.counts else norms[:0])
         penalty = regulariser(output, modulated, self.config.reg_type)
-        loss = reward_loss.detach() + self.config.reg_weight * penalty * batch.counts
+        loss = reward_loss + self.config.reg_weight * penalty * batch.counts
         if self._is_usable(loss):
-            torch.autograd.backward([modulated, loss.sum()], [clip_images(gradient, limit), None])
+            with record_function("backward"):
+                ends = [modulated, loss.sum()]
+                torch.autograd.backward(ends, [clip_images(gradient, limit), None])
         return self._terms(loss, scores, penalty, modulated)
 
     def _backward_through_generator(
@@ -275,10 +283,11 @@ class Trainer:
     ) -> Terms:
         with self.adapter.attached(self.network):
             images = self._images(noise, conditioning, generators, batch.generator_steps)
-        scores = self.rewards.scores(images, batch.prompts)
+        scores, image_gradient = self.rewards.loss_gradient(images, batch.prompts)
         loss = self.rewards.image_losses(scores) * batch.counts
         if self._is_usable(loss):
-            loss.sum().backward()
+            with record_function("backward"):
+                images.backward(image_gradient * batch.counts)
         return self._terms(loss, scores, torch.zeros_like(loss), noise)
 
     def _is_usable(self, loss: Tensor) -> bool:
@@ -290,8 +299,10 @@ class Trainer:
         self, noise: Tensor, conditioning: Conditioning, generators: list, steps: int
     ) -> Tensor:
         """Images (B, 3, H, W) in [0, 1]."""
-        latents = self.family.denoise(self.pipeline, noise, conditioning, steps, generators)
-        return self.family.decode(self.pipeline, latents)
+        with record_function("generator"):
+            latents = self.family.denoise(self.pipeline, noise, conditioning, steps, generators)
+        with record_function("decode"):
+            return self.family.decode(self.pipeline, latents)
 
     def _terms(
         self, loss: Tensor, scores: dict[str, Tensor], penalty: Tensor, noise: Tensor

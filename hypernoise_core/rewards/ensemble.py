@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from .images import ImageBatch
 from .registry import REWARDS, get_reward
@@ -80,6 +81,35 @@ class Ensemble(nn.Module):
     def loss(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The paper's loss, a scalar: the mean over the images."""
         return self.image_losses(self.scores(images, prompts)).mean()
+
+    def loss_gradient(
+        self, images: Tensor, prompts: Sequence[str]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """What `scores` gives, detached, and the gradient of the sum of `image_losses`.
+
+        The rewards take turns, each with a backward pass of its own, so that no more than the
+        activations of one are kept.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            prompts: B prompts.
+
+        Returns:
+            Scores (B,) by name, and the gradient in the images, (B, 3, H, W).
+
+        Raises:
+            ValueError: as `scores` raises it.
+        """
+        check_batch(images, prompts)
+        images = images.detach().requires_grad_(True)
+        scores, gradient = {}, torch.zeros_like(images)
+        for name, reward in self.members.items():
+            with record_function(f"reward {name}"):
+                score = reward.score_batch(ImageBatch(images), prompts)
+                (own,) = torch.autograd.grad(score.sum(), images)
+                gradient -= self.weights[name] * own
+            scores[name] = score.detach()
+        return scores, gradient
 
     def complaints(self, prompts: Sequence[str]) -> list[str]:
         """One sentence for each reward and prompt that is longer than what the reward reads."""

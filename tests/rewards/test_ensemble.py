@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from hypernoise.hypernoise_core.rewards import (
+    Ensemble,
     load_rewards,
     paper_weights,
     parse_weights,
     score_in_batches,
 )
+from hypernoise.hypernoise_core.rewards.reward import Reward
+from hypernoise.training.memory import LiveBytes
 
 PAPER = {"hps": 5.0, "imagereward": 1.0, "clip": 0.01, "pickscore": 0.05}
 
@@ -80,3 +83,39 @@ def test_a_batch_that_does_not_fit_into_memory_is_split(rewards):
     found = score_in_batches(short, images, prompts, batch_size=8)
     torch.testing.assert_close(found["redness"], rewards.scores(images, prompts)["redness"])
     assert short.tried == [5, 4, 2, 2, 1]
+
+
+class Squares(Reward):
+    """Keeps one tensor of the images' size for its backward pass."""
+
+    @classmethod
+    def load(cls, store):
+        return cls()
+
+    def score_batch(self, batch, prompts):
+        return (batch.images * 1).square().flatten(1).mean(1)
+
+
+def test_the_loss_gradient_is_that_of_the_losses(rewards):
+    images, prompts = torch.rand(3, 3, 64, 64), ["a circle", "two squares", "a triangle"]
+    leaf = images.clone().requires_grad_(True)
+    rewards.image_losses(rewards.scores(leaf, prompts)).sum().backward()
+    scores, gradient = rewards.loss_gradient(images, prompts)
+    torch.testing.assert_close(gradient, leaf.grad)
+    expected = rewards.scores(images, prompts)
+    assert scores.keys() == expected.keys()
+    assert all(torch.equal(scores[name], expected[name]) for name in scores)
+    assert not images.requires_grad
+
+
+def test_the_loss_gradient_keeps_the_activations_of_one_reward_at_a_time():
+    images, prompts = torch.rand(2, 3, 64, 64), ["a circle"] * 2
+
+    def peak(rewards):
+        with LiveBytes() as live:
+            rewards.loss_gradient(images, prompts)
+        return live.peak
+
+    one = peak(Ensemble({"a": (Squares(), 1.0)}))
+    several = peak(Ensemble({name: (Squares(), 1.0) for name in "abcd"}))
+    assert several - one < images.nbytes

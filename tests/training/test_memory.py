@@ -10,7 +10,9 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
+from diffusers.models.transformers.sana_transformer import GLUMBConv
 from torch import Tensor, nn
+from transformers.activations import QuickGELUActivation
 
 from hypernoise.hypernoise_core.families import FAMILIES
 from hypernoise.hypernoise_core.hypernetwork import modulate
@@ -132,6 +134,8 @@ LAYERS = {
     "rms norm": lambda: nn.RMSNorm(8, eps=1e-6),
     "rms norm of diffusers": lambda: DiffusersRMSNorm(8, 1e-6, bias=True),
     "group norm and silu": lambda: nn.Sequential(nn.GroupNorm(3, 6), nn.SiLU()),
+    "quick gelu of transformers": QuickGELUActivation,
+    "gated feed-forward": lambda: GLUMBConv(6, 5, 2, residual_connection=False),
 }
 FALLBACKS = {
     "conv padded to the same size": lambda: nn.Conv2d(6, 5, 3, padding="same"),
@@ -179,6 +183,17 @@ def test_a_frozen_layer_gives_the_same_output_and_gradient(name, memory_format, 
         assert kept == all_kept
 
 
+def test_a_gate_is_not_kept():
+    layer = frozen(LAYERS["gated feed-forward"])
+    save_memory(layer)
+    features = torch.randn(2, 6, 8, 8)
+    *_, without = run(layer, features)
+    layer.__class__ = GLUMBConv
+    *_, with_gate = run(layer, features)
+    gate = 2 * 12 * 8 * 8 * 4
+    assert with_gate - without == gate
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_that_train_get_their_gradients(name):
     torch.manual_seed(0)
@@ -223,7 +238,7 @@ def test_saving_twice_is_saving_once():
     assert any(cls is not nn.Conv2d and issubclass(cls, nn.Conv2d) for cls in once)
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if not name.startswith("rms")])
+@pytest.mark.parametrize("name", [name for name in LAYERS if not name.startswith(("rms", "quick"))])
 def test_a_second_derivative_is_refused(name):
     layer = frozen(LAYERS[name])
     save_memory(layer)
