@@ -4,9 +4,9 @@
 
 - `passes`: the hypernetwork's pass over the plain network's. Weights are random; of SANA-Sprint
   only the first blocks (--whole: all). Several hypernetworks see the same noise, and their sum is
-  added to it, as in the nodes. `bound` is what torch counts of FLOPs of the one over the other.
+  added to it, as in the nodes. `bound` is that of passes.py, for so many passes.
 - `updates`: one update of tiny-sprint with its shipped settings, on the device that accelerate
-  takes. Further rewards are tiny-preference again, which shares nothing but the resized images.
+  takes. Further rewards are tiny-preference again, with weights of their own.
 - `load`: an adapter's file that lies in the system's cache. `seconds` until there is an adapter,
   whose weights are read when they are used; `read_seconds` until all of them are on the device.
 
@@ -25,15 +25,17 @@ from typing import Any
 
 import torch
 from passes import SIZES, TINY, make
-from timing import Run, flops, medians, peak_bytes
+from timing import Run, flops, lora_flops, medians, peak_bytes
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork, modulate, predict_delta
+from hypernoise.hypernoise_core.lora import modules_by_name
 from hypernoise.hypernoise_core.rewards import Ensemble, WeightStore
 from hypernoise.hypernoise_core.rewards.tiny_preference import TinyPreference
 from hypernoise.training.arguments import read_config
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.inference import EMBEDDED_ADAPTER
+from hypernoise.training.memory import save_memory
 from hypernoise.training.published_models import build_on_meta
 from hypernoise.training.run import prepare
 from hypernoise.training.trainer import Trainer
@@ -76,8 +78,7 @@ def passes(
     model: str, whole: bool, device: str, dtype: torch.dtype, repeats: int
 ) -> dict[str, Rows]:
     """Time and memory of both passes, by what is varied and its value."""
-    family, network, noise, conditioning = make(model, whole)
-    torch.nn.Module.to(network, device, dtype)  # diffusers' own warns of layers left in float32
+    family, network, noise, conditioning = make(model, whole, device, dtype)
     found: dict[str, Rows] = {}
     for factor, values in PASSES[model].items():
         found[factor] = {}
@@ -85,19 +86,21 @@ def passes(
             setting = replace(SETTINGS[model], **{factor: value})
             latent = (side * setting.size // SIZES[model] for side in noise.shape[2:])
             x = torch.randn(setting.batch, noise.shape[1], *latent, device=device)
-            c = {n: torch.cat([t] * setting.batch).to(device) for n, t in conditioning.items()}
+            c = {name: torch.cat([t] * setting.batch) for name, t in conditioning.items()}
             shape = {"rank": setting.rank, "alpha": 2 * setting.rank}
             several = [
-                NoiseHypernetwork.initialise(network, family, **shape).to(device, dtype)
+                NoiseHypernetwork.initialise(network, family, **shape).to(device)
                 for _ in range(setting.hypernetworks)
             ]
             runs = {
                 "plain": partial(family.predict, network, x, c),
                 "modulated": partial(_modulated, several, network, x, c),
             }
+            added = lora_flops(modules_by_name(network), several[0].branches, runs["plain"])
+            bound = len(several) * (1 + added / flops(runs["plain"]))
             weights = sum(p.nbytes for f in several for p in f.parameters())
-            row = _compared(runs, repeats, device) | {"adapter_MB": weights / 1e6}
-            found[factor][str(value)] = row
+            row = {"bound": bound, "adapter_MB": weights / 1e6}
+            found[factor][str(value)] = _compared(runs, repeats, device) | row
         table(f"{model}, {factor}", found[factor])
     return found
 
@@ -115,7 +118,6 @@ def _compared(runs: Mapping[str, Run], repeats: int, device: str) -> dict[str, f
         "plain_seconds": seconds["plain"],
         "seconds": seconds["modulated"],
         "ratio": seconds["modulated"] / seconds["plain"],
-        "bound": flops(runs["modulated"]) / flops(runs["plain"]),
         "plain_MB": peaks["plain"] / 1e6,
         "MB": peaks["modulated"] / 1e6,
         "MB_ratio": peaks["modulated"] / peaks["plain"],
@@ -139,15 +141,18 @@ def updates(dtype: torch.dtype, repeats: int) -> dict[str, Rows]:
 
 
 def _trainer(settings: dict[str, Any], copies: int = 1, others: tuple[str, ...] = ()) -> Trainer:
-    rewards = dict.fromkeys(("tiny-preference", *others), 1.0)
-    config = TrainingConfig(**settings | {"rewards": rewards})
+    names = ("tiny-preference", *others)
+    config = TrainingConfig(**settings | {"rewards": dict.fromkeys(names, 1.0)})
     parts = prepare(config)
     members = {name: (reward, 1.0) for name, reward in parts.rewards.members.items()}
     for number in range(1, copies):
         new = TinyPreference.load(WeightStore()).to(parts.accelerator.device)
         new.encoder.fix_texts(members["tiny-preference"][0].encoder.text_features)
         members[f"copy {number}"] = (new, 1.0)
-    return replace(parts, rewards=Ensemble(members)).trainer(config)
+    rewards = Ensemble(members)
+    if config.memsave:
+        save_memory(rewards)
+    return replace(parts, rewards=rewards).trainer(config)
 
 
 def _updates_of(trainers: Mapping[str, Trainer], repeats: int) -> Rows:

@@ -51,7 +51,7 @@ def save_memory(*parts: Any) -> None:
     - Convolutions and BatchNorm in evaluation mode do not keep their input.
     - RMSNorm and QuickGELU keep their input alone, and SiLU behind a GroupNorm keeps nothing of
       its own: they are computed again in the backward pass.
-    - The gate of SANA's feed-forward is computed again from its input, which is kept in any case.
+    - The gate of SANA's feed-forward is computed again from its input.
 
     Layers with a parameter that takes gradients, and calls without gradient, stay as they are.
     Calling it twice changes nothing. Wrap layers (FSDP, torch.compile) after this, not before.
@@ -189,35 +189,38 @@ class _RecomputedSiLU(torch.autograd.Function):
 class _SavingSiLU(nn.SiLU):
     def forward(self, features: Tensor) -> Tensor:
         recipe = getattr(features, "recipe", None)
-        if self.inplace or not torch.is_grad_enabled():
+        if recipe is None or self.inplace or not torch.is_grad_enabled():
             return super().forward(features)
-        if recipe is None:
-            output = super().forward(features)
-            output.silu_of = (output._version, features.detach())  # for a gate, see below
-            return output
         version, layer, source = recipe
         if features._version != version:  # somebody wrote into the norm's output
             return super().forward(features)
         return _RecomputedSiLU.apply(features, layer, source)
 
 
-class _SavingGLU(GLUMBConv):
-    """Keeps the input of its gate, a * SiLU(b), and not the SiLU."""
+class _Gated(torch.autograd.Function):
+    """a * SiLU(b), of which the backward pass computes the SiLU again."""
 
+    @staticmethod
+    def forward(ctx: FunctionCtx, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return a * F.silu(b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return gradient * F.silu(b), torch.ops.aten.silu_backward(gradient * a, b)
+
+
+class _SavingGLU(GLUMBConv):
     def forward(self, features: Tensor) -> Tensor:
         if not (features.requires_grad and torch.is_grad_enabled()):
             return super().forward(features)
-        with torch.autograd.graph.saved_tensors_hooks(_without_silu, _with_silu):
-            return super().forward(features)
-
-
-def _without_silu(kept: Tensor) -> Tensor | tuple[Tensor]:
-    version, source = getattr(kept, "silu_of", (None, None))
-    return (source,) if version == kept._version else kept
-
-
-def _with_silu(kept: Tensor | tuple[Tensor]) -> Tensor:
-    return F.silu(kept[0]) if isinstance(kept, tuple) else kept
+        hidden = self.conv_depth(self.nonlinearity(self.conv_inverted(features)))
+        output = self.conv_point(_Gated.apply(*hidden.chunk(2, dim=1)))
+        if self.norm is not None:
+            output = self.norm(output.movedim(1, -1)).movedim(-1, 1)
+        return output + features if self.residual_connection else output
 
 
 _SAVING: dict[type, type] = {

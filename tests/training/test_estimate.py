@@ -213,6 +213,8 @@ def test_saving_memory_lowers_the_estimate():
     plain = small_pipeline_estimate(memsave=False)
     memsave = small_pipeline_estimate()
     checkpoint = small_pipeline_estimate(use_checkpoint=True, memsave=False)
+    both = small_pipeline_estimate(use_checkpoint=True)
+    assert both.activations <= checkpoint.activations
     assert memsave.activations < plain.activations
     assert checkpoint.activations < plain.activations
     assert checkpoint.total < plain.total

@@ -136,6 +136,7 @@ LAYERS = {
     "group norm and silu": lambda: nn.Sequential(nn.GroupNorm(3, 6), nn.SiLU()),
     "quick gelu of transformers": QuickGELUActivation,
     "gated feed-forward": lambda: GLUMBConv(6, 5, 2, residual_connection=False),
+    "gated feed-forward with norm": lambda: GLUMBConv(6, 6, 2, norm_type="rms_norm"),
 }
 FALLBACKS = {
     "conv padded to the same size": lambda: nn.Conv2d(6, 5, 3, padding="same"),
