@@ -57,7 +57,7 @@ def measure_all(device: str, whole: bool, quick: bool) -> Results:
         return ["--repeats", str(1 if quick else count)]
 
     return {
-        "passes": measure("passes", *on, *depth, *repeats(10)),
+        "passes": measure("passes", *on, *depth, *repeats(8)),
         "graph": measure("graph", *depth, *repeats(12)),
         "training": measure("training_step", "--models", *trained, *size, *on, *depth, *repeats(8)),
         "growth": measure("growth", *on, *repeats(5)),

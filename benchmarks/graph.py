@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, help="default: 8 of tiny-sprint, else 1")
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--rank", type=int, default=128, help="not of tiny-sprint's hypernetwork")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=12, help="of tiny-sprint four times that")
     parser.add_argument("--starts", type=int, default=5, help="of ComfyUI; 0 times none")
     options = parser.parse_args()
     if (comfyui := options.comfyui) is None:
@@ -271,8 +271,9 @@ def main() -> None:
         for model in options.models:
             for batch in options.batches or [8 if model == TINY else 1]:
                 case = load(comfy, model, batch, options.rank, options.whole)
+                repeats = options.repeats * (4 if model == TINY else 1)
                 for measure in (graph, cached_rerun):
-                    for n, found in measure(comfy, case, options.steps, options.repeats).items():
+                    for n, found in measure(comfy, case, options.steps, repeats).items():
                         key = f"{measure.__name__} {model} batch {batch} steps {n}"
                         result[key] = found
                         values = (f"{name} {value:.4g}" for name, value in found.items())

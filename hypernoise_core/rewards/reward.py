@@ -101,7 +101,8 @@ def check_batch(images: Tensor, prompts: Sequence[str]) -> None:
             f"images are floating-point numbers in [0, 1], not {images.dtype}: divide by 255"
         )
     with torch.no_grad():
-        low, high = torch.aminmax(images.flatten(1), dim=1)
+        # Not flattened, which would copy images in channels-last layout.
+        low, high = images.amin((1, 2, 3)), images.amax((1, 2, 3))
         bad = ~(torch.isfinite(low) & torch.isfinite(high) & (low > -0.01) & (high < 1.01))
     if bad.any():
         first = int(bad.nonzero()[0])
