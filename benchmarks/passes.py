@@ -42,9 +42,14 @@ def make(
         pipeline, family = build_on_meta(model), get_family(PUBLISHED[model].family)
         shapes = family.network(pipeline)
         cut = {} if whole else CUTS.get(model, {})
-        with torch.device(device):
-            network_class = getattr(diffusers, family.network_class)
-            network = network_class.from_config({**shapes.config, **cut})
+        network_class = getattr(diffusers, family.network_class)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # in float32 two whole FLUX would not fit on a GPU
+        try:
+            with torch.device(device):
+                network = network_class.from_config({**shapes.config, **cut})
+        finally:
+            torch.set_default_dtype(before)
     network.eval().requires_grad_(False)
     nn.Module.to(network, device, dtype)
     size = SIZES[model]

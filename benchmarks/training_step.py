@@ -146,7 +146,7 @@ def random_sana(device: str, dtype: torch.dtype, cut: int) -> Any:
     transformer = type(transformer).from_config({**transformer.config, "num_layers": layers})
     parts = {"transformer": transformer, "vae": type(vae).from_config(vae.config)}
     for part in parts.values():
-        part.eval().requires_grad_(False).to(device, dtype)
+        torch.nn.Module.to(part.eval().requires_grad_(False), device, dtype)
     pipeline.register_modules(**parts)
     return pipeline
 
