@@ -1,7 +1,9 @@
 """LoRA branches on the modules of a frozen network, through forward hooks inside a context manager.
 
-The network is never changed: its weights stay as they are, and every hook is gone when the context
-ends, whatever ended it. Letters: r rank, i and o input and output features, kh and kw kernel size.
+The network is never changed: no weight is written to, and every hook is gone when the context ends,
+whatever ended it. A branch is computed beside its layer or, where that costs less and no gradient
+is recorded, inside its weight (lora_merge.py). Letters: r rank, i and o input and output features,
+kh and kw kernel size.
 """
 
 from __future__ import annotations
