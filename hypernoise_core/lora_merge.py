@@ -64,7 +64,8 @@ def merged_weight(weight: Tensor, landings: Sequence[tuple[LoraTarget, LoraBranc
     if weight.ndim == 2:
         return _rows_with_branches(weight, landings, None)
     if weight.is_contiguous():
-        return _rows_with_branches(weight.flatten(1), landings, None).view(weight.shape)
+        rows = _rows_with_branches(weight.flatten(1), landings, None)
+        return rows.as_strided(weight.shape, weight.stride())  # 1 x 1 kernels are in both layouts
     lying = weight.permute(_CHANNELS_LAST)
     rows = _rows_with_branches(lying.flatten(1), landings, _CHANNELS_LAST)
     return rows.view(lying.shape).permute(0, 3, 1, 2)

@@ -118,4 +118,4 @@ def test_the_loss_gradient_keeps_the_activations_of_one_reward_at_a_time():
 
     one = peak(Ensemble({"a": (Squares(), 1.0)}))
     several = peak(Ensemble({name: (Squares(), 1.0) for name in "abcd"}))
-    assert several - one < images.nbytes
+    assert several - one < 2 * images.nbytes  # the gradient so far, and not three rewards' more
