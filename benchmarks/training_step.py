@@ -12,9 +12,7 @@ line is all of it as JSON.
 import argparse
 import itertools
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,9 +45,8 @@ Updates = dict[str, Callable[[], object]]
 
 def tiny_sprint(batch: int, device: str) -> tuple[Updates, int]:
     """One update in both ways, and the number of its images."""
-    folder = tempfile.mkdtemp()
     recipe = read_config("tiny-sprint") | {"log_every": 0, "batch_size": batch, "memsave": True}
-    config = TrainingConfig(**recipe | {"save_dir": Path(folder)})
+    config = TrainingConfig(**recipe)
     parts = prepare(config)
     updates = parts.trainer(config).updates()
     pipeline = load_pipeline("tiny-sprint", device=device)
