@@ -14,7 +14,7 @@ RUFF := $(VENV)/bin/ruff
 
 export PYTHON TORCH_INDEX
 
-.PHONY: demo evaluate bench test parity comfyui browser oracle lint format clean distclean
+.PHONY: demo evaluate bench test trust trust-long parity comfyui browser oracle lint format clean distclean
 
 demo: $(INSTALLED)  ## train a noise hypernetwork on the embedded generator and report the gain
 	$(VENV)/bin/hypernoise demo $(ARGS)
@@ -27,6 +27,12 @@ bench: $(COMFYUI_INSTALLED)  ## what passes, graphs and training cost; leave the
 
 test: $(COMFYUI_INSTALLED)  ## every test, those that start a real ComfyUI server too
 	$(PYTEST) $(ARGS)
+
+trust: $(COMFYUI_INSTALLED)  ## hostile files, broken inputs and crashes: ten minutes of them
+	HYPERNOISE_TRUST=short $(PYTEST) tests/trust $(ARGS)
+
+trust-long: $(COMFYUI_INSTALLED)  ## the same, as often as docs/reliability.md says
+	HYPERNOISE_TRUST=long $(PYTEST) tests/trust $(ARGS)
 
 parity: $(INSTALLED)  ## only the comparison with the reference (HYPERNOISE_REFERENCE)
 	$(PYTEST) -m parity $(ARGS)

@@ -51,7 +51,8 @@ class Comfy:
 def comfy(models: Models) -> Comfy:
     """Start ComfyUI without its server and let it load the extension."""
     sys.path.insert(0, os.environ[INSIDE])
-    sys.argv = ["main.py", "--cpu", "--base-directory", str(models.base)]
+    device = [] if torch.cuda.is_available() else ["--cpu"]
+    sys.argv = ["main.py", "--base-directory", str(models.base), *device]
     import comfy.options
 
     comfy.options.enable_args_parsing()
