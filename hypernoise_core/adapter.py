@@ -19,9 +19,16 @@ from .atomic_file import write_atomically
 from .families import Family, family_of_adapter, get_family, looks_like
 from .hypernetwork import NoiseHypernetwork
 from .lora import LoraBranch
-from .metadata import AdapterError, AdapterMetadata, is_generator_lora, is_hypernoise_header
+from .metadata import (
+    AdapterError,
+    AdapterMetadata,
+    check_alpha,
+    is_generator_lora,
+    is_hypernoise_header,
+)
 from .module_names import LayerWeights, name_some, parse_weights, strip_prefixes
 from .peft_config import CONFIG_NAME, PeftConfig, config_for
+from .strict_json import parse_object
 from .tensor_file import TensorFileError, open_safetensors, read_tensors, to_safetensors
 
 __all__ = ["AdapterError", "AdapterMetadata", "load_adapter", "read_metadata", "save_adapter"]
@@ -71,8 +78,14 @@ def read_metadata(path: str | Path) -> AdapterMetadata | None:
     Raises:
         AdapterError: the file is missing or damaged.
     """
-    header = read_header(find_weights(Path(path)))
-    return AdapterMetadata.from_header(header) if is_hypernoise_header(header) else None
+    weights = find_weights(Path(path))
+    header = read_header(weights)
+    if not is_hypernoise_header(header):
+        return None
+    try:
+        return AdapterMetadata.from_header(header)
+    except AdapterError as error:
+        raise AdapterError(f"{weights}: {error}") from error
 
 
 def read_header(weights: Path) -> dict[str, str]:
@@ -123,7 +136,7 @@ def _build(
     layers = parse_weights(tensors).layers
     ours = AdapterMetadata.from_header(header) if is_hypernoise_header(header) else None
     family = _family(list(layers), ours, family_name)
-    config = None if ours else _config(path, header)
+    config = None if ours else _config(path, header, list(layers))
     if ours is not None:
         alphas = _alphas_of_header(layers, ours, header)
     elif config is not None:
@@ -162,17 +175,18 @@ def _family(names: list[str], stated: AdapterMetadata | None, asked: str | None)
     return family
 
 
-def _config(path: Path, header: Mapping[str, str]) -> PeftConfig | None:
+def _config(path: Path, header: Mapping[str, str], layers: list[str]) -> PeftConfig | None:
     """The LoRA configuration beside the file, else the one diffusers wrote into its header."""
     beside = path.parent / CONFIG_NAME
     if beside.is_file():
-        return PeftConfig.read(beside)
+        return PeftConfig.read(beside, layers)
     if DIFFUSERS_CONFIG not in header:
         return None
     try:
-        values = json.loads(header[DIFFUSERS_CONFIG])
-        return PeftConfig({strip_prefixes(name): value for name, value in values.items()})
-    except (ValueError, AttributeError) as error:
+        values = parse_object(header[DIFFUSERS_CONFIG])
+        values = {strip_prefixes(name): value for name, value in values.items()}
+        return PeftConfig(values, layers)
+    except ValueError as error:
         raise AdapterError(f"{DIFFUSERS_CONFIG} in the header of {path}: {error}") from error
 
 
@@ -180,22 +194,24 @@ def _alphas_of_header(
     layers: Mapping[str, LayerWeights], metadata: AdapterMetadata, header: Mapping[str, str]
 ) -> dict[str, float]:
     try:
-        own = json.loads(header.get(ALPHA_PATTERN, "{}"))
-        return {name: float(own.get(name, metadata.alpha)) for name in layers}
-    except (ValueError, TypeError, AttributeError) as error:
+        own = parse_object(header.get(ALPHA_PATTERN, "{}"))
+        for alpha in own.values():
+            check_alpha(alpha)
+    except ValueError as error:
         raise AdapterError(f"{ALPHA_PATTERN} in the file's header is damaged: {error}") from error
+    return {name: float(own.get(name, metadata.alpha)) for name in layers}
 
 
 def _alphas_of_config(layers: Mapping[str, LayerWeights], config: PeftConfig) -> dict[str, float]:
-    ranks = {name: weights.down.shape[0] for name, weights in layers.items()}
+    expected = config.ranks
     wrong = [
-        f"{name} (got {rank}, expected {config.rank_of(name)})"
-        for name, rank in ranks.items()
-        if rank != config.rank_of(name)
+        f"{name} (got {weights.rank}, expected {expected[name]})"
+        for name, weights in layers.items()
+        if weights.rank != expected[name]
     ]
     if wrong:
         raise AdapterError(f"ranks differ from those in the LoRA configuration: {name_some(wrong)}")
-    alphas = {name: config.alpha_of(name) for name in layers}
+    alphas = config.alphas
     stated = [n for n, w in layers.items() if w.alpha is not None and w.alpha != alphas[n]]
     if stated:
         raise AdapterError(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from .strict_json import parse_object
 
 FORMAT_VERSION = 1
 GENERATOR_LORA = {"kind": "generator_lora"}
@@ -42,6 +45,14 @@ class AdapterMetadata:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise AdapterError(f"rank must be at least 1, got {self.rank}")
+        check_alpha(self.alpha)
+        texts = (self.family, self.last_layer, self.base_model or "", *self.rewards)
+        if wrong := [text for text in texts if not text.isprintable()]:
+            raise AdapterError(f"a name must be printable text, got {wrong[0][:200]!r}")
+        if self.training_steps is not None and self.training_steps < 0:
+            raise AdapterError(f"training_steps must not be negative, got {self.training_steps}")
+        if wrong := [f"{n}={w!r}" for n, w in self.rewards.items() if not _is_finite(w)]:
+            raise AdapterError(f"weights of rewards must be numbers, got {', '.join(wrong)[:200]}")
         if self.format_version > FORMAT_VERSION:
             raise AdapterError(
                 f"the adapter has format version {self.format_version}, this hypernoise reads up "
@@ -79,12 +90,23 @@ class AdapterMetadata:
                 entries[name] = int(entries[name])
             entries["alpha"] = float(entries["alpha"])
             entries["replaces_noise"] = entries.get("replaces_noise") == "true"
-            entries["rewards"] = dict(json.loads(entries.get("rewards", "{}")))
+            entries["rewards"] = parse_object(entries.get("rewards", "{}"))
             return cls(**entries)
-        except AdapterError:
-            raise
+        except AdapterError as error:
+            raise AdapterError(f"the metadata in the file's header: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterError(f"the metadata in the file's header is damaged: {error}") from error
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises AdapterError unless it is a positive number: with 0 an adapter does nothing."""
+    if not (_is_finite(alpha) and alpha > 0):
+        raise AdapterError(f"alpha must be a positive number, got {alpha!r}")
+
+
+def _is_finite(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def is_hypernoise_header(header: Mapping[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""The keys of LoRA files: which layer, which factor, behind which prefix."""
+"""What LoRA files hold: which key is which layer's which factor, and whether it can be used."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from .metadata import AdapterError
+from .metadata import AdapterError, check_alpha
 
 PREFIXES = ("base_model.model.", "transformer.", "unet.")
 """What writers put before a layer's name, also one behind the other."""
@@ -18,7 +19,10 @@ _FACTOR = re.compile(
     r"(?:\.(?P<adapter>[^.]+))?\.weight"
 )
 _DOWN = ("A", "down")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_ALPHA_DTYPES = (*_DTYPES, torch.int64, torch.int32)
 SHOWN_KEYS = 8
+MAX_KEY = 512  # characters
 
 
 @dataclass
@@ -28,6 +32,10 @@ class LayerWeights:
     down: Tensor | None = None
     up: Tensor | None = None
     alpha: float | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
 
 
 @dataclass
@@ -49,13 +57,14 @@ def parse_weights(tensors: Mapping[str, Tensor]) -> ParsedWeights:
     """Sort a file's tensors into layers.
 
     Raises:
-        AdapterError: a key is no LoRA weight, a factor is missing or there twice, or the file holds
-            several adapters; all keys concerned are named.
+        AdapterError: a key is no LoRA weight, a factor is missing, there twice, of another dtype or
+            of a shape that no LoRA has, holds what is no number, or the file holds several
+            adapters; the keys or layers concerned are named.
     """
     parsed = ParsedWeights()
     unknown = []
     for key, tensor in tensors.items():
-        if not _take(parsed, strip_prefixes(key), tensor):
+        if len(key) > MAX_KEY or not _take(parsed, strip_prefixes(key), tensor):
             unknown.append(key)
     if unknown:
         raise AdapterError(
@@ -72,17 +81,70 @@ def parse_weights(tensors: Mapping[str, Tensor]) -> ParsedWeights:
         raise AdapterError(f"one of lora_A and lora_B is missing for {name_some(halves)}")
     if not parsed.layers:
         raise AdapterError("the file holds no weights")
+    _check_shapes(parsed.layers)
+    _check_numbers(parsed.layers)
     return parsed
+
+
+def _check_shapes(layers: Mapping[str, LayerWeights]) -> None:
+    wrong = [
+        f"{name} (A {tuple(weights.down.shape)}, B {tuple(weights.up.shape)})"
+        for name, weights in layers.items()
+        if not _are_factors(weights.down, weights.up)
+    ]
+    if wrong:
+        raise AdapterError(
+            f"{len(wrong)} layers have weights that are no two factors of a rank of 1 or more: "
+            f"{name_some(wrong)}"
+        )
+
+
+def _are_factors(down: Tensor, up: Tensor) -> bool:
+    """Whether A (r, i) and B (o, r), or those of a convolution, B of groups of r as well."""
+    if down.ndim != up.ndim or down.numel() == 0 or up.numel() == 0:
+        return False
+    if down.ndim == 2:
+        return up.shape[1] == down.shape[0]
+    return up.shape[2:] == (1, 1) and down.shape[0] % up.shape[1] == 0
+
+
+def _check_numbers(layers: Mapping[str, LayerWeights]) -> None:
+    wrong = []
+    for name, weights in layers.items():
+        if weights.alpha is not None:
+            try:
+                check_alpha(weights.alpha)
+            except AdapterError as error:
+                raise AdapterError(f"layer {name}: {error}") from error
+        for tensor in (weights.down, weights.up):
+            if not all(map(torch.isfinite, tensor.aminmax())):
+                wrong.append(f"{name} ({_count_bad(tensor)} of {tensor.numel()})")
+    if wrong:
+        raise AdapterError(
+            f"weights that are NaN or infinite, as of a training that went astray: "
+            f"{name_some(wrong)}; take the adapter of an earlier checkpoint"
+        )
+
+
+def _count_bad(tensor: Tensor) -> int:
+    """How many elements are no finite numbers, without another tensor as large."""
+    parts = tensor.flatten().split(1 << 20)
+    return sum(len(part) - int(torch.isfinite(part).count_nonzero()) for part in parts)
 
 
 def _take(parsed: ParsedWeights, key: str, tensor: Tensor) -> bool:
     """Put one tensor in its place; False if the key has none."""
-    if key.endswith(".alpha") and tensor.numel() == 1:
+    if key.endswith(".alpha") and tensor.numel() == 1 and tensor.dtype in _ALPHA_DTYPES:
         _set_once(parsed, key.removesuffix(".alpha"), "alpha", float(tensor))
         return True
     match = _FACTOR.fullmatch(key)
-    if match is None or tensor.ndim not in (2, 4) or not tensor.is_floating_point():
+    if match is None or tensor.ndim not in (2, 4):
         return False
+    if tensor.dtype not in _DTYPES:
+        raise AdapterError(
+            f"{key} has the dtype {tensor.dtype}, of an adapter it must be float32, float16 or "
+            f"bfloat16"
+        )
     if match["adapter"] is not None:
         parsed.adapter_names.add(match["adapter"])
     factor = match["factor"] or match["old"]
@@ -101,4 +163,9 @@ def _set_once(parsed: ParsedWeights, layer: str, part: str, value: Tensor | floa
 def name_some(names: list[str]) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
-    return ", ".join(names[:SHOWN_KEYS]) + more
+    return ", ".join(map(_shown, names[:SHOWN_KEYS])) + more
+
+
+def _shown(name: str) -> str:
+    """The name, or, where it is for no eyes, what Python writes for it."""
+    return name if name.isprintable() and len(name) < MAX_KEY else repr(name[:MAX_KEY])

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .lora import LoraBranch
-from .metadata import AdapterError, AdapterMetadata
+from .metadata import AdapterError, AdapterMetadata, check_alpha
+from .strict_json import parse_object
 
 CONFIG_NAME = "adapter_config.json"
+MAX_BYTES = 4 << 20
+MAX_STEPS = 1e9
+"""Of the search for all layers' patterns; some ten seconds."""
+COMPILING = 10_000
+"""The steps that compiling a pattern counts for."""
+_ESCAPED = re.compile(r"\\.")
+_REPEATED_GROUP = re.compile(r"\)[*+?{]")
+_REPEAT = re.compile(r"[*+{]")
+_CHOICE = re.compile(r"\||(?<!\()\?")
 
 # Options that change what the adapter computes, so that its A and B alone would give wrong results.
 UNSUPPORTED = (
@@ -37,50 +46,46 @@ class PeftConfig:
 
     Args:
         values: the configuration's fields, absent ones at peft's defaults.
+        layers: names of the adapted layers.
 
     Raises:
-        AdapterError: names the field that asks for more than plain LoRA.
+        AdapterError: names the field that asks for more than plain LoRA, is of another type, or has
+            a pattern that is no regular expression or could take long to match.
     """
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
+    def __init__(self, values: Mapping[str, Any], layers: Sequence[str]) -> None:
         refuse_unsupported(values)
-        try:
-            self.rank = int(values["r"])
-            self.alpha = float(values["lora_alpha"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise AdapterError(f"the LoRA configuration lacks a number for {error}") from error
-        self.use_rslora = bool(values.get("use_rslora"))
+        self.base_model = _typed(values, "base_model_name_or_path", str) or None
+        """The generator's repository or folder."""
+        self.ranks: dict[str, int] = _by_layer(values, "r", "rank_pattern", _rank, layers)
+        """The rank of each layer."""
+        self.alphas: dict[str, float] = _by_layer(
+            values, "lora_alpha", "alpha_pattern", _alpha, layers
+        )
+        """The alpha of each layer, such that its scale is alpha / rank also under use_rslora."""
+        if _typed(values, "use_rslora", bool):
+            self.alphas = {
+                layer: _alpha("lora_alpha", alpha * math.sqrt(self.ranks[layer]))
+                for layer, alpha in self.alphas.items()
+            }
 
     @classmethod
-    def read(cls, path: Path) -> PeftConfig:
+    def read(cls, path: Path, layers: Sequence[str]) -> PeftConfig:
         """Read an adapter_config.json.
 
         Raises:
             AdapterError: it is no such file.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            if (size := path.stat().st_size) > MAX_BYTES:
+                raise ValueError(f"it has {size} bytes, a LoRA configuration some thousand")
+            values = parse_object(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise AdapterError(f"{path} cannot be read: {error}") from error
-        if not isinstance(values, dict):
-            raise AdapterError(f"{path} is no peft configuration: it holds no JSON object")
         try:
-            return cls(values)
+            return cls(values, layers)
         except AdapterError as error:
             raise AdapterError(f"{path}: {error}") from error
-
-    @property
-    def base_model(self) -> str | None:
-        return self.values.get("base_model_name_or_path") or None
-
-    def rank_of(self, layer: str) -> int:
-        return int(_by_pattern(self.values.get("rank_pattern"), layer, self.rank))
-
-    def alpha_of(self, layer: str) -> float:
-        """The layer's alpha, such that its scale is alpha / rank also under use_rslora."""
-        alpha = float(_by_pattern(self.values.get("alpha_pattern"), layer, self.alpha))
-        return alpha * math.sqrt(self.rank_of(layer)) if self.use_rslora else alpha
 
 
 def refuse_unsupported(values: Mapping[str, Any]) -> None:
@@ -98,18 +103,80 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
     if not (isinstance(init, bool) or init in PLAIN_INITS):
         asked.append("init_lora_weights")
     if asked:
-        fields = ", ".join(f"{name}={values[name]!r}" for name in asked)
+        fields = ", ".join(f"{name}={_short(values[name])}" for name in asked)
         raise AdapterError(
             f"unsupported in a noise hypernetwork: {fields}; only plain LoRA is read"
         )
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
-    """peft's rule: the first pattern that matches the whole name or its end after a dot."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
-            return value
-    return default
+def _by_layer(
+    values: Mapping[str, Any],
+    field: str,
+    pattern_field: str,
+    read: Callable[[str, object], Any],
+    layers: Sequence[str],
+) -> dict[str, Any]:
+    """The value of each layer: that of the first pattern that matches its whole name or the name's
+    end after a dot, which is peft's rule, else the field's.
+
+    A pattern is a regular expression from whoever wrote the file, and there are short ones that
+    take years. So those whose search could take long are refused.
+    """
+    default = read(field, values.get(field))
+    patterns = _typed(values, pattern_field, dict) or {}
+    longest = max(map(len, layers), default=0)
+    steps = (COMPILING + len(layers) * _steps(pattern, longest) for pattern in patterns)
+    if sum(steps) > MAX_STEPS:
+        raise AdapterError(f"{pattern_field} has too many patterns, or too involved ones")
+    found = [
+        (_compiled(pattern_field, pattern), read(f"{pattern_field}[{_short(pattern)}]", value))
+        for pattern, value in patterns.items()
+    ]
+    return {
+        layer: next((value for pattern, value in found if pattern.match(layer)), default)
+        for layer in layers
+    }
+
+
+def _compiled(field: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, OverflowError, RecursionError) as error:
+        raise AdapterError(f"{field} has a bad pattern: {_short(pattern)}") from error
+
+
+def _steps(pattern: str, length: int) -> float:
+    """A bound on the steps in which the pattern is tried on a name of that length."""
+    plain = _ESCAPED.sub("x", pattern)
+    if _REPEATED_GROUP.search(plain):
+        return math.inf
+    choices = len(_CHOICE.findall(plain))
+    return float(length) ** (1 + len(_REPEAT.findall(plain))) * 2.0 ** min(choices, 1000)
+
+
+def _rank(field: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise AdapterError(f"{field} must be a whole number of at least 1, got {_short(value)}")
+    return value
+
+
+def _alpha(field: str, value: object) -> float:
+    try:
+        check_alpha(value)
+    except AdapterError as error:
+        raise AdapterError(f"{field}: {error}") from error
+    return float(value)
+
+
+def _typed(values: Mapping[str, Any], field: str, kind: type) -> Any:
+    value = values.get(field)
+    if value is not None and not isinstance(value, kind):
+        raise AdapterError(f"{field} must be a {kind.__name__}, got {_short(value)}")
+    return value
+
+
+def _short(value: object) -> str:
+    return repr(value)[:100]
 
 
 def config_for(branches: Mapping[str, LoraBranch], metadata: AdapterMetadata) -> dict[str, Any]:

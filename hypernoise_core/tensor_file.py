@@ -1,40 +1,74 @@
-"""Tensors from files, without running any code in them, and into networks, none left over."""
+"""Tensors from files, without running any code in them, and into networks, none left over.
+
+Files come from strangers: no size that a file states is believed before it is compared with the
+file's own.
+"""
 
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .pickled_file import TensorFileError, read_pickled
+from .strict_json import parse_object
 
-class TensorFileError(ValueError):
-    """A file that is damaged, cut short or holds more than tensors."""
+__all__ = [
+    "TensorFileError",
+    "load_strictly",
+    "open_safetensors",
+    "read_tensors",
+    "to_safetensors",
+]
+
+MAX_HEADER = 8 << 20
+"""Bytes of a .safetensors header; that of an adapter for FLUX has 0.2 MB."""
+MAX_TENSORS = 20_000
+"""In one file; an adapter for FLUX has 1,000."""
+
+_METADATA = "__metadata__"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file on the CPU, by name, and the entries of a .safetensors header.
 
-    Anything that does not end in .safetensors is read as torch's own format, weights only. There, a
-    dict below the key `state_dict` counts for the whole.
+    The tensors are copies: nobody who writes into the file later changes them. Anything that does
+    not end in .safetensors is read as torch's own format, weights only. There, a dict below the key
+    `state_dict` counts for the whole.
 
     Raises:
         TensorFileError: names the file and what is wrong with it.
     """
     if path.suffix != ".safetensors":
-        return _read_pickled(path), {}
+        return read_pickled(path), {}
     with open_safetensors(path) as file:
-        try:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise _damaged(path, error) from error
+        entries = file.metadata() or {}
+    try:
+        with path.open("rb") as raw:
+            header = _read_header(raw, path.stat().st_size)
+            start = raw.tell()
+            tensors = {name: _read(raw, start, entry) for name, entry in header.items()}
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return tensors, entries
 
 
 def open_safetensors(path: Path) -> Any:
@@ -44,9 +78,55 @@ def open_safetensors(path: Path) -> Any:
         TensorFileError: names the file and what is wrong with it.
     """
     try:
+        with path.open("rb") as raw:
+            _header_length(raw, path.stat().st_size)
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, error) from error
+
+
+def _header_length(raw: BinaryIO, file_size: int) -> int:
+    length = int.from_bytes(raw.read(8), "little")
+    if length > file_size - 8:
+        raise ValueError(f"its header is said to have {length} bytes, the file has {file_size}")
+    return length
+
+
+def _read_header(raw: BinaryIO, file_size: int) -> dict[str, dict[str, Any]]:
+    """Dtype, shape and place of each tensor in a file that the library has found to be whole.
+
+    The library lets the second of two equal keys win and takes headers of any length up to 100 MB.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    length = _header_length(raw, file_size)
+    if length > MAX_HEADER:
+        raise ValueError(f"its header has {length} bytes, more than {MAX_HEADER}")
+    header = parse_object(raw.read(length))
+    header.pop(_METADATA, None)
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"it holds {len(header)} tensors, more than {MAX_TENSORS}")
+    return header
+
+
+def _read(raw: BinaryIO, start: int, entry: Mapping[str, Any]) -> Tensor:
+    """One tensor; `start` is where those of the file begin."""
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"a tensor has the dtype {entry['dtype']}")
+    begin, end = entry["data_offsets"]
+    content = bytearray(end - begin)
+    raw.seek(start + begin)
+    if raw.readinto(content) != len(content):
+        raise ValueError("it became shorter while it was read")
+    dtype = _DTYPES[entry["dtype"]]
+    if not content:  # torch takes no empty buffer
+        return torch.empty(entry["shape"], dtype=dtype)
+    return torch.frombuffer(content, dtype=dtype).view(entry["shape"])
+
+
+def _damaged(path: Path, error: Exception) -> TensorFileError:
+    return TensorFileError(f"{path} is damaged, cut short or no .safetensors file: {error}")
 
 
 def to_safetensors(tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> bytes:
@@ -64,26 +144,6 @@ def to_safetensors(tensors: Mapping[str, Tensor], entries: Mapping[str, str]) ->
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at multiples of 8 bytes
     return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
-
-
-def _damaged(path: Path, error: Exception) -> TensorFileError:
-    return TensorFileError(f"{path} is damaged, cut short or no .safetensors file: {error}")
-
-
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise TensorFileError(
-            f"{path} is damaged, or holds more than tensors, which is refused because such a file "
-            f"can run code: {reason}"
-        ) from error
-    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
-        tensors = tensors["state_dict"]
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise TensorFileError(f"{path} does not hold tensors by name")
-    return tensors
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
