@@ -8,8 +8,8 @@ to the sampler.
 
 import logging
 import math
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.model_management
@@ -25,6 +25,7 @@ from comfy.patcher_extension import WrappersMP
 from ..hypernoise_core.adapter import AdapterError
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
 from ..hypernoise_core.lora import LoraTarget
+from . import less_memory
 from .delta_cache import DeltaCache, UncacheableError, digest
 from .layer_names import layer_targets, output_sign
 
@@ -32,6 +33,8 @@ KEY = "hypernoise"
 LOG = logging.getLogger("hypernoise")
 LEAVE, SCALE = "leave the noise alone", "scale the change by sigma"
 PARTIAL_NOISE = (LEAVE, SCALE)  # what to do where sampling starts below full noise
+STOP, PLAIN = "stop", "use the plain noise"
+OUT_OF_MEMORY = (STOP, PLAIN)  # what to do where there is no memory even for a pass of one image
 
 
 class WholeModelPatcher(ModelPatcher):
@@ -95,6 +98,8 @@ class Part:
     """A CONDITIONING that the hypernetwork reads in place of the sampler's positive prompt."""
     at_partial_noise: str
     """One of `PARTIAL_NOISE`."""
+    out_of_memory: str
+    """One of `OUT_OF_MEMORY`."""
 
 
 def apply(
@@ -103,6 +108,7 @@ def apply(
     strength: float,
     noise_prompt: list | None = None,
     at_partial_noise: str = LEAVE,
+    out_of_memory: str = STOP,
 ) -> ModelPatcher:
     """A clone of `model` that modulates the noise; `model` itself at strength 0.
 
@@ -120,7 +126,7 @@ def apply(
         hypernetwork.check_fits(model.model.diffusion_model, targets)
     except AdapterError as error:
         raise AdapterError(f"{hypernoise.name}: {error}") from error
-    parts = [Part(hypernoise, targets, strength, noise_prompt, at_partial_noise)]
+    parts = [Part(hypernoise, targets, strength, noise_prompt, at_partial_noise, out_of_memory)]
     for earlier in model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         parts = [*earlier.parts, *parts]
     modulated = model.clone()
@@ -236,7 +242,9 @@ class NoiseModulation:
         for part, prompt in active:
             comfy.model_management.throw_exception_if_processing_interrupted()
             share = 1.0 if run.starts_at_full_noise else run.start / run.full
-            total += part.strength * share * predict(run, part, prompt)
+            delta = predict(run, part, prompt)
+            if delta is not None:
+                total += part.strength * share * delta
             progress.update(1)
         return total
 
@@ -261,13 +269,15 @@ def _reason_to_leave(run: SamplingRun, part: Part, prompt: list[dict]) -> str | 
     return None
 
 
-def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor:
+def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | None:
     """f(noise) of one hypernetwork, (B, C, H, W) like the noise; remembered from run to run.
+
+    None: there is no memory for it, and the part asks for the plain noise then.
 
     Raises:
         ValueError: the latents are not those of images.
         AdapterError: the network ran past the layers that the hypernetwork acts on.
-        OOM_EXCEPTION: the pass did not fit into memory.
+        OOM_EXCEPTION: the pass did not fit into memory, and the part asks to stop then.
     """
     if run.noise.ndim != 4:
         raise ValueError(
@@ -279,19 +289,55 @@ def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor:
     cache, owners = part.hypernoise.cache, run.model_objects
     if key is not None and (known := cache.find(owners, key)) is not None:
         return known.to(run.noise)
+    delta = _unless_out_of_memory(_run_network, run, part, prompt)
+    if delta is None:
+        LOG.warning(
+            "HyperNoise: no memory for the pass of %s; trying again, image by image, with other "
+            "models unloaded.",
+            part.hypernoise.name,
+        )
+        less_memory.free_memory(run.guider, run.noise.device)
+        delta = _unless_out_of_memory(_run_image_by_image, run, part, prompt)
+    if delta is None:
+        shape = " x ".join(map(str, run.noise.shape))
+        message = (
+            f"Not enough memory for the pass of {part.hypernoise.name} on latents of {shape}, not "
+            f"even image by image"
+        )
+        if part.out_of_memory == STOP:
+            raise comfy.model_management.OOM_EXCEPTION(
+                f"{message}. Take smaller images, or set out_of_memory on Apply Noise Hypernetwork "
+                f"to '{PLAIN}'."
+            )
+        LOG.warning("HyperNoise: %s: this run uses the plain noise.", message)
+    elif key is not None:
+        cache.keep(owners, key, delta)
+    return delta
+
+
+def _unless_out_of_memory(
+    compute: Callable[[SamplingRun, Part, list[dict]], torch.Tensor],
+    run: SamplingRun,
+    part: Part,
+    prompt: list[dict],
+) -> torch.Tensor | None:
+    """The result; None where memory ran out. By then the error, which holds tensors, is gone."""
     try:
-        delta = _run_network(run, part, prompt)
+        return compute(run, part, prompt)
     except Exception as error:
         if not comfy.model_management.is_oom(error):
             raise
-        shape = " x ".join(map(str, run.noise.shape))
-        raise comfy.model_management.OOM_EXCEPTION(
-            f"Not enough memory for the pass of {part.hypernoise.name} on latents of {shape}. Take "
-            f"fewer images at once or smaller ones, or bypass Apply Noise Hypernetwork."
-        ) from error
-    if key is not None:
-        cache.keep(owners, key, delta)
-    return delta
+        return None
+
+
+def _run_image_by_image(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor:
+    """What `_run_network` gives, with the activations of one image at a time."""
+    deltas = []
+    for i in range(len(run.noise)):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        image = replace(run, noise=run.noise[i : i + 1])
+        deltas.append(_run_network(image, part, less_memory.prompt_of_images(prompt, [i])))
+    return torch.cat(deltas)
 
 
 def _cache_key(run: SamplingRun, prompt: list[dict]) -> Hashable | None:

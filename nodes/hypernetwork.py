@@ -99,6 +99,17 @@ class ApplyHypernetwork(io.ComfyNode):
                         "the other choice uses its change times the share of noise."
                     ),
                 ),
+                io.Combo.Input(
+                    "out_of_memory",
+                    options=list(comfy_model.OUT_OF_MEMORY),
+                    default=comfy_model.STOP,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Where memory runs out, the pass is tried again image by image, with other "
+                        "models unloaded. This is for the case that even that does not fit."
+                    ),
+                ),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
@@ -111,9 +122,12 @@ class ApplyHypernetwork(io.ComfyNode):
         strength: float,
         noise_prompt: io.Conditioning.Type | None = None,
         at_partial_noise: str = comfy_model.LEAVE,
+        out_of_memory: str = comfy_model.STOP,
     ) -> io.NodeOutput:
         return io.NodeOutput(
-            comfy_model.apply(model, hypernoise, strength, noise_prompt, at_partial_noise)
+            comfy_model.apply(
+                model, hypernoise, strength, noise_prompt, at_partial_noise, out_of_memory
+            )
         )
 
 

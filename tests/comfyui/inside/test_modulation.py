@@ -274,12 +274,3 @@ def test_a_layer_that_is_never_called_is_reported(comfy, apply, loaded, fresh):
             comfy.sample(model, loaded.prompt, loaded.latent)
     finally:
         block.to_q = layer
-
-
-def test_running_out_of_memory_says_what_to_do(comfy, apply, loaded, fresh, monkeypatch):
-    def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(comfy.ours("nodes.comfy_model"), "_run_network", full)
-    with pytest.raises(torch.OutOfMemoryError, match=r"2 x 16 x 8 x 8.*smaller"):
-        comfy.sample(apply(loaded.model, fresh), loaded.prompt, loaded.latent)
