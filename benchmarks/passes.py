@@ -4,8 +4,8 @@
 
 Networks have the published shapes and random weights; on the CPU only the first blocks of SANA-
 Sprint and FLUX (--whole: all). `bound` is 1 + the FLOPs of the branches, as B (A x), / those of the
-network as torch counts them. Times are medians of passes that take turns, in one process. The last
-line is all of it as JSON.
+network as torch counts them. Adapters have the network's dtype. Times are medians of passes that
+take turns, in one process. The last line is all of it as JSON.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def measure(
         adapter = NoiseHypernetwork.initialise(
             network, family, rank=rank, alpha=2 * rank, adapt_depthwise=adapt_depthwise
         )
-        return adapter.requires_grad_(False).to(device)
+        return adapter.requires_grad_(False).to(device, dtype)
 
     def base() -> Tensor:
         return family.predict(network, noise, conditioning)
@@ -96,6 +96,7 @@ def measure(
         runs[f"ours{suffix}"] = lambda adapter=adapter: adapter(network, noise, conditioning)
     peft_network = make(model, whole, device, dtype)[1]
     with_peft(peft_network, list(adapters[""].layer_names), rank, 2 * rank)
+    nn.Module.to(peft_network, dtype)
     runs["peft"] = lambda: family.predict(peft_network, noise, conditioning)
     with torch.no_grad():
         seconds = medians(runs, repeats, device)

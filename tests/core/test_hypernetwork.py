@@ -171,21 +171,6 @@ def test_float32_adapter_on_a_half_precision_network(tiny, make_tiny, dtype):
     assert ((got - expected).norm() / expected.norm()).item() < 30 * torch.finfo(dtype).eps
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_adapter_on_the_cpu_serves_a_network_on_cuda(tiny, make_tiny, dtype):
-    there = make_tiny(tiny.family.name)
-    there.pipeline.to("cuda", dtype)
-    f = tiny.hypernetwork()
-    conditioning = {name: tensor.cuda() for name, tensor in tiny.conditioning.items()}
-    with torch.no_grad():
-        got = f(there.network, tiny.noise.cuda(), conditioning).cpu()
-        expected = f(tiny.network, tiny.noise, tiny.conditioning)
-    assert ((got - expected).norm() / expected.norm()).item() < max(
-        1e-3, 30 * torch.finfo(dtype).eps
-    )
-
-
 def test_misfit_names_layers_shapes_and_family(tiny, make_tiny):
     other = make_tiny({"sana_sprint": "sd_turbo"}.get(tiny.family.name, "sana_sprint"))
     with pytest.raises(AdapterError) as caught:

@@ -58,7 +58,7 @@ class State:
     @classmethod
     def of(cls, network: nn.Module) -> "State":
         return cls(
-            {place: (tensor, tensor.detach().clone()) for place, tensor in _tensors(network)},
+            {place: (t, t.detach().cpu().clone()) for place, t in _tensors(network)},
             count_hooks(network),
         )
 
@@ -68,7 +68,7 @@ class State:
         assert now.keys() == self.tensors.keys(), "parameters came or went"
         for place, (tensor, value) in self.tensors.items():
             assert now[place] is tensor, f"{place[1]} is another tensor"
-            assert torch.equal(now[place], value), f"{place[1]} has other bits"
+            assert torch.equal(now[place].cpu(), value), f"{place[1]} has other bits"
         assert count_hooks(network) == self.hooks, "hooks were left"
 
 
@@ -89,4 +89,4 @@ def count_hooks(network: nn.Module) -> int:
 def count_tensors() -> int:
     """Tensors that are alive, once all garbage is gone."""
     gc.collect()
-    return sum(isinstance(thing, Tensor) for thing in gc.get_objects() if type(thing) is not type)
+    return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())

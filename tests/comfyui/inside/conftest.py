@@ -51,7 +51,10 @@ class Comfy:
 def comfy(models: Models) -> Comfy:
     """Start ComfyUI without its server and let it load the extension."""
     sys.path.insert(0, os.environ[INSIDE])
-    device = [] if torch.cuda.is_available() else ["--cpu"]
+    device = ["--cpu"]
+    if torch.cuda.is_available():  # with the arithmetic of the CPU, which expectations are from
+        device = ["--force-fp32", "--fp32-vae", "--fp32-text-enc"]
+        torch.backends.cudnn.allow_tf32 = False
     sys.argv = ["main.py", "--base-directory", str(models.base), *device]
     import comfy.options
 

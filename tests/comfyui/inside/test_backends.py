@@ -59,7 +59,7 @@ class Dequantising(torch.nn.Module):
         raise RuntimeError("the weight of a quantised layer was read")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(x, self.quantised.to(x) * self.scale, self.bias)
+        return torch.nn.functional.linear(x, self.quantised.to(x) * self.scale.to(x), self.bias)
 
 
 def test_layers_that_dequantise_in_forward(comfy, flux, delta):

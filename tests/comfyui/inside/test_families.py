@@ -112,12 +112,13 @@ def test_delta_equals_the_core_s_on_diffusers(comfy, random_setting):
 
 def test_weights_and_hooks_are_as_before(comfy, random_setting):
     network = random_setting.model.model.diffusion_model
-    before = [weight.clone() for weight in network.state_dict().values()]
+    before = [weight.cpu().clone() for weight in network.state_dict().values()]
     plain = denoise(random_setting, random_setting.model, 1)
     changed = denoise(random_setting, modulated(comfy, random_setting), 1)
     assert not torch.equal(plain, changed)
     assert torch.equal(denoise(random_setting, random_setting.model, 1), plain)
-    assert all(map(torch.equal, network.state_dict().values(), before))
+    after = [weight.cpu() for weight in network.state_dict().values()]
+    assert all(map(torch.equal, after, before))
     assert not any(module._forward_hooks for module in network.modules())
 
 

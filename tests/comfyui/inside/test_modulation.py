@@ -102,7 +102,7 @@ def test_delta_is_the_core_s(comfy, apply, loaded, deltas, models):
     from hypernoise.tests.comfyui.stand_ins import FILE
 
     comfy.sample(apply(loaded.model, loaded.hypernoise), loaded.prompt, loaded.latent)
-    noise, delta = deltas[0]
+    noise, delta = (tensor.cpu() for tensor in deltas[0])
     pipeline = SanaSprintPipeline.from_pretrained(models.folder_path)
     conditioning = get_family("sana_sprint").encode(pipeline, ["three green triangles"] * 2)
     reference = predict_delta(

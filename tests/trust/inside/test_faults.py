@@ -124,17 +124,15 @@ def test_the_plain_noise_is_used_only_where_the_widget_says_so_and_never_silentl
 def test_other_models_are_unloaded_before_the_second_try(comfy, loaded, fresh, small_memory):
     import comfy.model_management as management
 
-    management.load_models_gpu([loaded.clip.patcher])
+    other = comfy.run("HyperNoise_LoadHypernetwork", hypernetwork=stand_ins.OTHER)[0].patcher
+    management.load_models_gpu([other])
     unloaded = []
-    original = loaded.clip.patcher.detach
+    original = other.detach
+    other.detach = lambda *args: (unloaded.append("other"), original(*args))[1]
     model = apply(comfy, loaded.model, fresh)
     small_memory(1)
-    loaded.clip.patcher.detach = lambda *args: (unloaded.append("clip"), original(*args))[1]
-    try:
-        comfy.sample(model, loaded.prompt, loaded.latent)
-    finally:
-        del loaded.clip.patcher.detach
-    assert unloaded == ["clip"]
+    comfy.sample(model, loaded.prompt, loaded.latent)
+    assert unloaded == ["other"]
     names = [type(each.model.model).__name__ for each in management.current_loaded_models]
     assert "SanaSprint" in names
 
