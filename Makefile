@@ -14,7 +14,8 @@ RUFF := $(VENV)/bin/ruff
 
 export PYTHON TORCH_INDEX
 
-.PHONY: demo evaluate bench test trust trust-long parity comfyui browser oracle lint format clean distclean
+.PHONY: demo evaluate bench test trust trust-long gpu parity comfyui browser oracle lint format \
+	lock audit versions clean distclean
 
 demo: $(INSTALLED)  ## train a noise hypernetwork on the embedded generator and report the gain
 	$(VENV)/bin/hypernoise demo $(ARGS)
@@ -33,6 +34,9 @@ trust: $(COMFYUI_INSTALLED)  ## hostile files, broken inputs and crashes: ten mi
 
 trust-long: $(COMFYUI_INSTALLED)  ## the same, as often as docs/reliability.md says
 	HYPERNOISE_TRUST=long $(PYTEST) tests/trust $(ARGS)
+
+gpu: $(COMFYUI_INSTALLED)  ## what only a CUDA GPU can show; the other tests never use one
+	HYPERNOISE_GPU=1 $(PYTEST) tests/gpu $(ARGS)
 
 parity: $(INSTALLED)  ## only the comparison with the reference (HYPERNOISE_REFERENCE)
 	$(PYTEST) -m parity $(ARGS)
@@ -54,6 +58,15 @@ format: $(INSTALLED)
 	$(RUFF) check --fix .
 	$(RUFF) format .
 
+lock: $(INSTALLED)  ## locks/ anew, with uv; ARGS=--upgrade moves every version to the newest
+	$(VENV)/bin/python scripts/lock.py $(ARGS)
+
+audit:  ## known vulnerabilities of the locked versions, with uv; asks the network
+	uv tool run pip-audit --strict --disable-pip --require-hashes $(foreach lock,$(wildcard locks/*.txt),-r $(lock))
+
+versions:  ## the oldest and the newest versions, with uv; see docs/versions.md
+	sh scripts/versions.sh $(ARGS)
+
 clean:  ## what commands wrote; the environments stay
 	rm -rf out build dist *.egg-info .pytest_cache .ruff_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
@@ -61,7 +74,7 @@ clean:  ## what commands wrote; the environments stay
 distclean: clean  ## the environments too
 	rm -rf "$(VENV)" "$(ORACLE)"
 
-$(INSTALLED): pyproject.toml constraints.txt scripts/set_up.sh
+$(INSTALLED): pyproject.toml locks/torch.txt locks/project.txt scripts/set_up.sh
 	sh scripts/set_up.sh project "$(VENV)"
 	@touch "$@"
 
@@ -69,6 +82,6 @@ $(ORACLE_INSTALLED): pyproject.toml scripts/oracle-constraints.txt scripts/set_u
 	sh scripts/set_up.sh oracle "$(ORACLE)"
 	@touch "$@"
 
-$(COMFYUI_INSTALLED): $(INSTALLED) tests/comfyui/fetch_comfyui.py
+$(COMFYUI_INSTALLED): $(INSTALLED) locks/comfyui.txt tests/comfyui/fetch_comfyui.py
 	sh scripts/set_up.sh comfyui "$(VENV)"
 	@touch "$@"

@@ -20,14 +20,36 @@ def run_eagerly(modules: Collection[nn.Module]) -> AbstractContextManager:
     Args:
         modules: all of the network.
     """
-    if any(_is_compiled(module) for module in modules):
+    compiled = [module for module in modules if _is_compiled(module)]
+    if not compiled:
+        return nullcontext()
+    if hasattr(torch.compiler, "set_stance"):  # from torch 2.6 on
         return torch.compiler.set_stance("force_eager")
-    return nullcontext()
+    return _uncompiled(compiled)
 
 
 def _is_compiled(module: nn.Module) -> bool:
     # Not hasattr: to find out that there is none takes a module long, and there are hundreds.
     return "_orig_mod" in module._modules or module._compiled_call_impl is not None
+
+
+@contextmanager
+def _uncompiled(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Give compiled modules their plain calls for a while."""
+    wrappers = [module for module in modules if "_orig_mod" in module._modules]
+    forwards = [module.forward for module in wrappers]
+    calls = [module._compiled_call_impl for module in modules]
+    try:
+        for wrapper in wrappers:
+            wrapper.forward = wrapper._orig_mod.__call__
+        for module in modules:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for wrapper, forward in zip(wrappers, forwards, strict=True):
+            wrapper.forward = forward
+        for module, call in zip(modules, calls, strict=True):
+            module._compiled_call_impl = call
 
 
 @contextmanager

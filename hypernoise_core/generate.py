@@ -19,6 +19,7 @@ from .hypernetwork import (
     seed_generators,
 )
 from .metadata import AdapterError
+from .text import check_prompts
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,21 @@ def encode_prompts(
 
     Returns:
         Tensors with one row for each of `prompts`.
+
+    Raises:
+        ValueError: there is no prompt, or one is no text.
     """
+    check_prompts(prompts)
+    if not prompts:
+        raise ValueError("no prompt: encoding takes at least one")
     family = family_of_pipeline(pipeline)
     unique = list(dict.fromkeys(prompts))
     parts = [
         family.encode(pipeline, unique[rows], **overrides)
         for rows in _slices(len(unique), batch_size)
     ]
-    rows = torch.tensor([unique.index(prompt) for prompt in prompts])
+    places = {prompt: i for i, prompt in enumerate(unique)}
+    rows = torch.tensor([places[prompt] for prompt in prompts])
     return {name: join_batches([part[name].cpu() for part in parts])[rows] for name in parts[0]}
 
 
@@ -187,8 +195,7 @@ def _check_counts(
     noise: Tensor | None,
     conditioning: Conditioning | None,
 ) -> None:
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts is a list of prompts, got the text {prompts!r}")
+    check_prompts(prompts)
     if not prompts or len(prompts) != len(seeds):
         raise ValueError(
             f"one seed for each image and at least one: got {len(prompts)} prompts and "

@@ -4,42 +4,65 @@
 - `models/hypernoise_rewards/`: weights of rewards, a folder for each repository.
 - `models/sana_sprint/` and ComfyUI's own `models/diffusers/`: folders of SanaSprintPipeline.
 - `assets/` of this extension: the embedded generator and hypernetwork, always offered.
+
+A workflow may come from a stranger, so a widget's value is only ever looked up in the list of what
+lies in these folders, and what a link leads to elsewhere is not in it.
 """
 
-import json
+import logging
 import os
+import stat
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
 
+from ..hypernoise_core.library_folder import read_json
+from ..hypernoise_core.text import printable
+
+LOG = logging.getLogger("hypernoise")
 HYPERNOISE = "hypernoise"
 REWARDS = "hypernoise_rewards"
 SANA_SPRINT = "sana_sprint"
 EMBEDDED = " (embedded)"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+REGISTER = (
+    "is or lies behind a link out of the models folders, which is not followed; register the "
+    "folder that it leads to in extra_model_paths.yaml instead"
+)
+_ADAPTER = {".safetensors", ".bin"}
+_CONFIG = "adapter_config.json"
+_PEFT = (_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
+_INDEX = "model_index.json"
+_LARGEST_INDEX = 1 << 20  # in bytes
+_SHOWN = 20  # names in a message
 
 
 def register() -> None:
     """Add our folders to ComfyUI's list, keeping paths from extra_model_paths.yaml."""
-    for name, extensions in (
-        (HYPERNOISE, {".safetensors", ".bin"}),
-        (SANA_SPRINT, set()),
-        (REWARDS, set()),
-    ):
+    for name, extensions in ((HYPERNOISE, _ADAPTER), (SANA_SPRINT, set()), (REWARDS, set())):
         folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
         folder_paths.folder_names_and_paths[name][1].update(extensions)
 
 
 def hypernetworks() -> dict[str, Path]:
     """The hypernetworks on this machine: the name shown to the user -> file or peft folder."""
-    found = {}
-    for name in folder_paths.get_filename_list(HYPERNOISE):
-        path = Path(folder_paths.get_full_path_or_raise(HYPERNOISE, name))
-        folder = Path(name).parent
-        if folder != Path() and (path.parent / "adapter_config.json").is_file():
-            found[folder.as_posix()] = path.parent
-        else:
-            found[Path(name).as_posix()] = path
+    found: dict[str, Path] = {}
+    roots = _roots(HYPERNOISE)
+    for root in roots:
+        for folder, _, files in _walk(root):
+            names = sorted(name for name in files if Path(name).suffix in _ADAPTER)
+            # What is read beside the weights has to lie here as well.
+            peft = [_is_here(folder / name, roots) for name in _PEFT if name in files]
+            is_peft = folder != root and _CONFIG in files
+            if not all(peft):
+                names = []
+            for name in names:
+                path = folder if is_peft else folder / name
+                shown = path.relative_to(root).as_posix()
+                if _is_name(shown) and _is_here(folder / name, roots):
+                    found.setdefault(shown, path)
     for path in sorted(ASSETS.glob("*hypernoise*.safetensors")):
         found[path.stem + EMBEDDED] = path
     return found
@@ -54,9 +77,11 @@ def sana_sprint_folders() -> dict[str, Path]:
     """The SANA-Sprint folders on this machine: the name shown to the user -> folder."""
     found: dict[str, Path] = {}
     for kind in (SANA_SPRINT, "diffusers"):
-        for root in folder_paths.get_folder_paths(kind):
+        for root in _roots(kind):
             for folder in _pipeline_folders(root):
-                found.setdefault(folder.relative_to(root).as_posix(), folder)
+                shown = folder.relative_to(root).as_posix()
+                if _is_name(shown):
+                    found.setdefault(shown, folder)
     for folder in _pipeline_folders(ASSETS):
         found[folder.name + EMBEDDED] = folder
     return found
@@ -68,10 +93,30 @@ def find(known: dict[str, Path], name: str, place: str) -> Path:
     Raises:
         ValueError: no such name; says which are known and where to put a new one.
     """
-    if name not in known:
-        names = ", ".join(known) or "none found"
-        raise ValueError(f"'{name}' is not in models/{place}. Known: {names}.")
-    return known[name]
+    if name in known:
+        return known[name]
+    shown = f"{name!r:.200}"
+    if not isinstance(name, str) or not _is_name(name) or _leads_away(name):
+        raise ValueError(
+            f"{shown} is no name of a file in models/{place}: choose one from the widget's list."
+        )
+    if any(_is_linked(root, name) for root in _roots(place)):
+        raise ValueError(f"{shown} of models/{place} {REGISTER}.")
+    names = ", ".join(list(known)[:_SHOWN]) or "none found"
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    raise ValueError(f"{shown} is not in models/{place}. Known: {names}{more}.")
+
+
+def check_links(folder: Path, place: str) -> None:
+    """Makes sure that all of a chosen folder's files lie in the models folders.
+
+    Raises:
+        ValueError: names the link that leads out.
+    """
+    roots = [*_roots(place), *_roots("diffusers"), ASSETS]
+    for path in folder.rglob("*"):
+        if _is_link(path) and not (path.is_file() and _is_here(path, roots)):
+            raise ValueError(f"{str(path)!r} {REGISTER}.")
 
 
 def fingerprint(path: Path) -> str:
@@ -81,14 +126,96 @@ def fingerprint(path: Path) -> str:
     return "|".join(f"{file}:{stat.st_mtime_ns}:{stat.st_size}" for file, stat in stats)
 
 
-def _pipeline_folders(root: str | Path) -> list[Path]:
+def _roots(kind: str) -> list[Path]:
+    return [Path(path) for path in folder_paths.get_folder_paths(kind)]
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[str], set[str]]]:
+    """Every folder below `root`, with the folders in it, from which those that are not to be
+    entered may be taken out, and the other names in it.
+
+    Links to folders are not entered, so that no circle of them can be walked in; folders that
+    cannot be read are passed over.
+    """
+    for folder, subfolders, files in os.walk(root):
+        linked = [name for name in subfolders if _is_link(Path(folder, name))]
+        for name in linked:
+            _say_once(f"{os.path.join(folder, name)!r} {REGISTER}.")
+        subfolders[:] = sorted(set(subfolders) - set(linked))
+        yield Path(folder), subfolders, set(files)
+
+
+def _pipeline_folders(root: Path) -> list[Path]:
     """Every folder below `root` whose model_index.json names SanaSprintPipeline; no hidden ones."""
     folders = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in _walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        if "model_index.json" in files:
+        if _INDEX in files:
             subfolders.clear()
-            index = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))
-            if index.get("_class_name") == "SanaSprintPipeline" and Path(folder) != Path(root):
-                folders.append(Path(folder))
+            if folder != root and _is_sana_sprint(folder / _INDEX, root):
+                folders.append(folder)
     return sorted(folders)
+
+
+def _is_sana_sprint(index: Path, root: Path) -> bool:
+    """A file that cannot be read is none, so that one of them does not close the whole menu."""
+    if not _is_here(index, [root]):
+        return False
+    try:
+        return read_json(index, _LARGEST_INDEX).get("_class_name") == "SanaSprintPipeline"
+    except ValueError as error:
+        _say_once(f"this folder is left out: {error}")
+        return False
+
+
+def _is_here(path: Path, roots: Iterable[Path]) -> bool:
+    """Whether it is a file, and one of these folders holds it in truth."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        if not path.is_symlink():
+            return True
+        real = path.resolve(strict=True)
+        inside = any(real.is_relative_to(root.resolve()) for root in roots)
+    except (OSError, RuntimeError):  # a link to nothing, or in a circle
+        return False
+    if not inside:
+        _say_once(f"{str(path)!r} {REGISTER}.")
+    return inside
+
+
+def _is_link(path: Path) -> bool:
+    """A symbolic link, or a junction of Windows."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    junction = getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", None)
+    return stat.S_ISLNK(status.st_mode) or (
+        junction is not None and getattr(status, "st_reparse_tag", None) == junction
+    )
+
+
+def _is_linked(root: Path, name: str) -> bool:
+    """Whether `name` exists below `root`, behind a link."""
+    path = root / name
+    chain = [path, *path.parents[: len(Path(name).parts) - 1]]
+    if any(map(_is_link, chain)):
+        return True
+    return any(_is_link(path / part) for part in (*_PEFT, _INDEX))
+
+
+def _is_name(name: str) -> bool:
+    """Whether it can be shown and sent: it holds no control character and no broken one."""
+    return printable(name) == name and "\n" not in name and "\t" not in name
+
+
+def _leads_away(name: str) -> bool:
+    """Whether it is a path rather than a name below a folder, on this system or another."""
+    parts = name.replace("\\", "/").split("/")
+    return name == "" or ".." in parts or parts[0] == "" or ":" in parts[0]
+
+
+@lru_cache(maxsize=1000)
+def _say_once(text: str) -> None:
+    LOG.warning("HyperNoise: %s", printable(text))

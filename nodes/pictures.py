@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..hypernoise_core.rewards import Comparison
 
 _SMALLEST = 256  # short side of a picture with text on it, in pixels
+_LONGEST = 4096  # its long side, where it is drawn larger
 _GREEN, _RED, _GREY = "#2e9e4f", "#cc3b3b", "#777777"
 _PLOT = (640, 400)
 
@@ -23,7 +24,7 @@ def with_captions(images: torch.Tensor, captions: Sequence[str]) -> torch.Tensor
 
 def _with_caption(image: torch.Tensor, caption: str) -> torch.Tensor:
     picture = as_picture(image)
-    factor = -(-_SMALLEST // min(picture.size))
+    factor = min(-(-_SMALLEST // min(picture.size)), _LONGEST // max(picture.size))
     if factor > 1:
         size = (picture.width * factor, picture.height * factor)
         picture = picture.resize(size, Image.Resampling.NEAREST)

@@ -18,6 +18,8 @@ from ..hypernoise_core.rewards import (
     paper_weights,
     score_in_batches,
 )
+from ..hypernoise_core.rewards.reward import check_size
+from ..hypernoise_core.text import printable
 from . import comfy_model, model_folders, pictures
 
 RewardType = io.Custom("HYPERNOISE_REWARD")
@@ -26,6 +28,7 @@ NAMES = {  # what the widget shows -> name; first the one that needs nothing
     f"{cls.title} ({'embedded' if cls.embedded else cls.name})": cls.name
     for cls in sorted(REWARDS, key=lambda cls: not cls.embedded)
 }
+_OVERSHOOT = 0.5  # of bicubic and Lanczos resizing, at most
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -400,6 +403,8 @@ def score(
     Raises:
         ValueError: prompts and images do not fit each other, or an image cannot be scored.
     """
+    for batch in images:
+        check_images(batch)
     counts = [len(batch) for batch in images]
     prompts = prompts_for(sum(counts), prompt, per_line)
     comfy.model_management.load_models_gpu(list(rewards.patchers.values()))
@@ -407,15 +412,36 @@ def score(
     parts, start = [], 0
     for batch, count in zip(images, counts, strict=True):
         rows = prompts[start : start + count]
-        # Some nodes leave values that are a hair outside of [0, 1].
         pixels = batch[..., :3].movedim(-1, 1).clamp(0, 1)
         parts.append(score_in_batches(ensemble, pixels, rows))
         start += count
     each = {name: torch.cat([part[name] for part in parts]) for name in rewards.weights}
     complaints = ensemble.complaints(prompts)
     for complaint in complaints:
-        comfy_model.LOG.warning("HyperNoise: %s", complaint)
+        comfy_model.LOG.warning("HyperNoise: %s", printable(complaint))
     return Scored(each, ensemble.total(each), complaints)
+
+
+def check_images(batch: torch.Tensor) -> None:
+    """Makes sure that an IMAGE can be scored; values somewhat outside of [0, 1], which resizing
+    leaves, are cut off later.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    if batch.ndim != 4 or batch.shape[-1] not in (3, 4) or not batch.is_floating_point():
+        raise ValueError(
+            f"A reward takes images (B, H, W, 3) of floating-point numbers, not "
+            f"{tuple(batch.shape)} of {batch.dtype}."
+        )
+    check_size(*batch.shape[1:3])
+    for i, image in enumerate(batch):
+        low, high = image[..., :3].amin().item(), image[..., :3].amax().item()
+        if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
+            raise ValueError(
+                f"image {i} has values from {low:.3g} to {high:.3g}; all have to be numbers in "
+                f"[0, 1]."
+            )
 
 
 def prompts_for(count: int, prompt: list[str], per_line: bool) -> list[str]:

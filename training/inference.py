@@ -10,6 +10,7 @@ from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.generate import encode_prompts, generate
 from .evaluation.figures import side_by_side
 from .pipelines import ASSETS, EMBEDDED, load_pipeline
+from .prompt_files import read_lines
 
 EMBEDDED_ADAPTER = ASSETS / "tiny-hypernoise.safetensors"
 
@@ -20,8 +21,7 @@ def read_prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
     Raises:
         ValueError: there is no prompt.
     """
-    lines = file.read_text(encoding="utf-8").splitlines() if file else []
-    found = [*prompts, *(line.strip() for line in lines if line.strip())]
+    found = [*prompts, *(read_lines(file) if file else [])]
     if not found:
         raise ValueError("no prompt: give --prompts 'a red circle' or --prompts-file FILE")
     return found

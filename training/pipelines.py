@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..hypernoise_core.library_folder import check_pipeline
 from .published_models import PUBLISHED
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -78,6 +79,7 @@ def load_pipeline(
     Raises:
         ImportError: names the missing package and the command that installs it.
         FileNotFoundError: there is no such model here, or a part of it is missing.
+        LibraryFolderError: the model would run code, or read files outside of its folder.
     """
     folder = model_folder(name, cache_dir)
     try:
@@ -85,6 +87,7 @@ def load_pipeline(
     except ImportError as error:
         raise ImportError(_INSTALL) from error
     left_out = {} if text_encoders else dict.fromkeys(text_parts(folder))
+    check_pipeline(folder)
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder), dtype=dtype, local_files_only=True, **left_out

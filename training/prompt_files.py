@@ -13,6 +13,7 @@ from typing import Any
 COLUMNS = ("prompt", "caption", "text")
 """Where prompts are looked for in a file with columns: the first one present."""
 
+_SHOWN = 20  # columns in a message
 _NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")  # of a file that is none of text, or broken
 _CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # occur in people's prompts
 
@@ -34,9 +35,12 @@ def read_file(path: Path, column: str | None = None) -> list[str]:
         ValueError: it cannot be read, or has no such column; names the file and the line.
         ImportError: names the missing package and the command that installs it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
     return _clean(str(path), READERS[path.suffix.lower()](path, column))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, whatever its suffix, as `read_file` gives those of a .txt."""
+    return _clean(str(path), _read_txt(path, None))
 
 
 def read_data_set(name: str, column: str | None = None) -> list[str]:
@@ -84,8 +88,15 @@ def _clean(source: str, entries: Entries) -> list[str]:
     return [prompt for prompt in prompts if prompt]
 
 
-def _text(path: Path) -> io.StringIO:
-    """The file's text, whatever ends its lines."""
+def read_text(path: Path) -> io.StringIO:
+    """The text of a UTF-8 file, whatever ends its lines.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8; names the file and the line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
     try:
         return io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=None)
     except UnicodeDecodeError as error:
@@ -94,11 +105,11 @@ def _text(path: Path) -> io.StringIO:
 
 
 def _read_txt(path: Path, column: str | None) -> Entries:
-    return ((f"line {number}", line) for number, line in enumerate(_text(path), 1))
+    return ((f"line {number}", line) for number, line in enumerate(read_text(path), 1))
 
 
 def _read_json(path: Path, column: str | None) -> Entries:
-    content = _parse(path, 1, _text(path).read())
+    content = _parse(path, 1, read_text(path).read())
     if isinstance(content, dict):
         return ((f"key {key!r}", text) for key, text in content.items())
     if not isinstance(content, list):
@@ -107,7 +118,7 @@ def _read_json(path: Path, column: str | None) -> Entries:
 
 
 def _read_jsonl(path: Path, column: str | None) -> Entries:
-    lines = ((i, line) for i, line in enumerate(_text(path), 1) if line.strip())
+    lines = ((i, line) for i, line in enumerate(read_text(path), 1) if line.strip())
     return _values(path, ((f"line {i}", _parse(path, i, line)) for i, line in lines), column)
 
 
@@ -117,6 +128,8 @@ def _parse(path: Path, first_line: int, text: str) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise ValueError(f"{path}, line {line}: this is no JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
+        raise ValueError(f"{path}, line {first_line}: this JSON cannot be read: {error}") from error
 
 
 def _values(path: Path, entries: Entries, column: str | None) -> Entries:
@@ -126,27 +139,40 @@ def _values(path: Path, entries: Entries, column: str | None) -> Entries:
         if isinstance(entry, dict):
             key = key or _choose(f"{path}, {where}", list(entry), column)
             if key not in entry:
-                raise ValueError(f"{path}, {where}: there is no {key} among {', '.join(entry)}")
+                raise ValueError(f"{path}, {where}: there is no {key} among {_listed(entry)}")
             entry = entry[key]
         yield where, entry
 
 
 def _read_csv(path: Path, column: str | None) -> Entries:
-    rows = _csv_rows(path)
+    rows = read_csv_rows(path)
     _, header = next(rows, (1, []))
     position = header.index(_choose(str(path), header, column))
-    for line, row in rows:
-        if len(row) != len(header):
+    return ((f"line {line}", row[position]) for line, row in rows)
+
+
+def read_csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file that are not blank, the header first, with the line each ends in.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a row has another length than the header, or the file is no CSV; names the file
+            and the line.
+    """
+    columns = None
+    for line, row in _csv_rows(path):
+        columns = columns or len(row)
+        if len(row) != columns:
             raise ValueError(
-                f"{path}, line {line}: {len(row)} values for {len(header)} columns; a text that "
+                f"{path}, line {line}: {len(row)} values for {columns} columns; a text that "
                 f"holds a comma stands in double quotes"
             )
-        yield f"line {line}", row[position]
+        yield line, row
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, with the line that each ends in."""
-    reader = csv.reader(_text(path), strict=True)
+    reader = csv.reader(read_text(path), strict=True)
     try:
         for row in reader:
             if row:
@@ -160,11 +186,13 @@ def _read_parquet(path: Path, column: str | None) -> Entries:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ImportError("prompts in a .parquet file need pyarrow: pip install pyarrow") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
     try:
-        file = parquet.ParquetFile(path)
-        column = _choose(str(path), file.schema_arrow.names, column)
-        texts = file.read([column])[column].to_pylist()
-    except (ArrowException, OSError) as error:
+        with path.open("rb") as source, parquet.ParquetFile(source) as file:
+            column = _choose(str(path), file.schema_arrow.names, column)
+            texts = file.read([column])[column].to_pylist()
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged or no .parquet file: {error}") from error
     return ((f"row {i}", text) for i, text in enumerate(texts, 1))
 
@@ -173,16 +201,25 @@ def _choose(source: str, columns: Sequence[str], asked: str | None) -> str:
     """The column of the prompts.
 
     Raises:
-        ValueError: there is none; lists those that there are.
+        ValueError: there is none, or several of that name; lists those that there are.
     """
     wanted = COLUMNS if asked is None else (asked,)
     for name in wanted:
         if name in columns:
+            if list(columns).count(name) > 1:
+                raise ValueError(f"{source} has several columns {name}; keep one of them")
             return name
     raise ValueError(
-        f"{source} has no column {' or '.join(wanted)}, only {', '.join(columns) or 'none'}; name "
-        f"the one that holds the prompts"
+        f"{source} has no column {' or '.join(wanted)}, only {_listed(columns)}; name the one that "
+        f"holds the prompts"
     )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first of some names, short enough for a message."""
+    names = list(names)
+    shown = ", ".join(f"{name:.40}" for name in names[:_SHOWN]) or "none"
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 READERS: dict[str, Callable[[Path, str | None], Entries]] = {

@@ -52,7 +52,7 @@ def load_prompts(
 
 def _read(task: str, column: str | None) -> list[str]:
     path = Path(task)
-    if path.is_dir():
+    if task.strip() and path.is_dir():
         return read_data_set(task, column)
     if path.suffix.lower() in READERS:
         return read_file(path, column)

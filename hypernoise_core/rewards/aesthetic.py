@@ -13,7 +13,7 @@ from .images import ImageBatch
 from .reward import Reward
 from .weights import WeightFile, WeightStore
 
-_CLIP = clip_files("openai/clip-vit-large-patch14")
+_CLIP = clip_files("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
 _HEAD = WeightFile(
     "camenduru/improved-aesthetic-predictor",
     "sac+logos+ava1-l14-linearMSE.pth",

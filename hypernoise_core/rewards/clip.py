@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..library_folder import LibraryFolderError, check_part
 from ..tensor_file import TensorFileError, open_safetensors
+from ..text import printable
 from .images import ImageBatch, Preprocess
 from .reward import Reward
 from .weights import WeightFile, WeightStore
 
 _REMEMBERED_PROMPTS = 16384  # of some kilobytes each
+_MOST_CHARACTERS = 4000  # of a prompt; 77 tokens end long before, and a word takes its square
 
 
 class Tokenizer(Protocol):
@@ -30,7 +33,7 @@ class Tokenizer(Protocol):
         """(B, L) token numbers, cut off at `length`."""
 
     def count(self, prompt: str) -> int:
-        """Tokens of the whole text."""
+        """Tokens of the whole text; of a very long one, of a part that is longer than `length`."""
 
 
 class ClipTokenizer:
@@ -42,10 +45,14 @@ class ClipTokenizer:
         self._tokenizer = open_clip().tokenizer.SimpleTokenizer(context_length=self.length)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        return self._tokenizer(list(prompts))
+        return self._tokenizer([_beginning(prompt) for prompt in prompts])
 
     def count(self, prompt: str) -> int:
-        return len(self._tokenizer.encode(prompt)) + 2  # start and end
+        return len(self._tokenizer.encode(_beginning(prompt))) + 2  # start and end
+
+
+def _beginning(prompt: str) -> str:
+    return " ".join(prompt.split())[:_MOST_CHARACTERS]
 
 
 class ClipEncoder(nn.Module, ABC):
@@ -199,14 +206,16 @@ def complaints(title: str, tokenizer: Tokenizer, prompts: Sequence[str]) -> list
         if (count := tokenizer.count(prompt)) > tokenizer.length:
             found.append(
                 f"{title} reads {tokenizer.length} tokens and leaves out the end of the prompt "
-                f"'{prompt[:40]}...', which has {count}."
+                f"'{printable(prompt[:40])}...', which has "
+                f"{'more than ' * (len(prompt) > _MOST_CHARACTERS)}{count}."
             )
     return found
 
 
-def clip_files(repository: str) -> tuple[WeightFile, ...]:
-    """What transformers' CLIPModel needs of a repository."""
-    return (WeightFile(repository, "config.json"), WeightFile(repository, "model.safetensors"))
+def clip_files(repository: str, revision: str) -> tuple[WeightFile, ...]:
+    """What transformers' CLIPModel needs of a repository at a commit."""
+    names = ("config.json", "model.safetensors")
+    return tuple(WeightFile(repository, name, revision=revision) for name in names)
 
 
 def load_clip(store: WeightStore, files: tuple[WeightFile, ...]) -> ClipEncoder:
@@ -235,12 +244,17 @@ def read_clip_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     except ImportError as error:
         raise ImportError("this reward needs transformers: pip install transformers") from error
     path = folder / "model.safetensors"
+    try:
+        check_part(folder)
+    except LibraryFolderError as error:
+        raise TensorFileError(str(error)) from error
     with open_safetensors(path):
         pass  # transformers' own message about a damaged file does not name it
     try:
         model, report = CLIPModel.from_pretrained(
             folder,
             local_files_only=True,
+            use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report, and refused below
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -206,7 +207,9 @@ def parse_weights(text: str) -> dict[str, float]:
         try:
             weights[name] = float(weight or 1)
         except ValueError as error:
-            raise ValueError(f"the weight of {name} is no number: {weight!r}") from error
+            raise ValueError(f"the weight of {name} is no number: {weight!r:.60}") from error
+        if not math.isfinite(weights[name]):
+            raise ValueError(f"the weight of {name} is {weight:.60}; it has to be finite")
     if not weights:
         raise ValueError(f"no reward in {text!r}; name some, such as hps=5,imagereward=1")
     return weights

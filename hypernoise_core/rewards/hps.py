@@ -14,7 +14,13 @@ from .clip import ClipTokenizer, CosineReward, OpenClip, open_clip
 from .images import Preprocess
 from .weights import WeightFile, WeightStore
 
-_CHECKPOINT = WeightFile("xswu/HPSv2", "HPS_v2.1_compressed.pt")
+_CHECKPOINT = WeightFile(
+    "xswu/HPSv2",
+    "HPS_v2.1_compressed.pt",
+    size=1_972_490_005,
+    sha256="c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837",
+    revision="697403c78157020a1ae59d23f111aa58ced35b0a",
+)
 
 
 class Hps(CosineReward):

@@ -19,8 +19,14 @@ from .images import ImageBatch, Preprocess
 from .reward import Reward
 from .weights import WeightFile, WeightStore
 
-_CHECKPOINT = WeightFile("THUDM/ImageReward", "ImageReward.pt")
-_VOCABULARY = WeightFile("google-bert/bert-base-uncased", "tokenizer.json")
+_CHECKPOINT = WeightFile(
+    "THUDM/ImageReward", "ImageReward.pt", revision="5736be03b2652728fb87788c9797b0570450ab72"
+)
+_VOCABULARY = WeightFile(
+    "google-bert/bert-base-uncased",
+    "tokenizer.json",
+    revision="86b5e0934494bd15c9632b12f734a8a67f723594",
+)
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw scores on ImageReward's own data."""

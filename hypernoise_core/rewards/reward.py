@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from ..execution import checkpoint_block
+from ..text import check_prompts
 from .images import ImageBatch
 from .weights import WeightFile, WeightStore
 
 SMALLEST_SIDE = 16
 """In pixels: below it a score is a statement about the resize, not about the image."""
+LARGEST_IMAGE = 1 << 26
+"""In pixels, 8192 x 8192: above it a single image takes gigabytes on its way to the score."""
+LARGEST_RATIO = 64
+"""Of the sides: above it the resize to a network's size would make the image large again."""
 
 
 class Reward(nn.Module, ABC):
@@ -84,18 +89,12 @@ def check_batch(images: Tensor, prompts: Sequence[str]) -> None:
     Raises:
         ValueError: says what is wrong and with which image.
     """
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts is a list with one prompt for each image, got {prompts!r}")
+    check_prompts(prompts)
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"a reward takes images (B, 3, H, W), B >= 1, not {tuple(images.shape)}")
     if len(images) != len(prompts):
         raise ValueError(f"got {len(prompts)} prompts for {len(images)} images; give one each")
-    height, width = images.shape[-2:]
-    if min(height, width) < SMALLEST_SIDE:
-        raise ValueError(
-            f"an image of {width} x {height} pixels is too small to be scored; each side takes at "
-            f"least {SMALLEST_SIDE}"
-        )
+    check_size(*images.shape[-2:])
     if not images.is_floating_point():
         raise ValueError(
             f"images are floating-point numbers in [0, 1], not {images.dtype}: divide by 255"
@@ -109,4 +108,23 @@ def check_batch(images: Tensor, prompts: Sequence[str]) -> None:
         raise ValueError(
             f"image {first} has values from {low[first]:.3g} to {high[first]:.3g}; all have to be "
             f"numbers in [0, 1]"
+        )
+
+
+def check_size(height: int, width: int) -> None:
+    """Makes sure that an image of so many pixels can be scored.
+
+    Raises:
+        ValueError: says which sizes can.
+    """
+    image = f"an image of {width} x {height} pixels is too"
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(f"{image} small to be scored; each side takes at least {SMALLEST_SIDE}")
+    if height * width > LARGEST_IMAGE:
+        raise ValueError(
+            f"{image} large to be scored; scale it down to {LARGEST_IMAGE >> 20} megapixels"
+        )
+    if max(height, width) > LARGEST_RATIO * min(height, width):
+        raise ValueError(
+            f"{image} long to be scored; no side may be more than {LARGEST_RATIO} times the other"
         )

@@ -33,6 +33,8 @@ class WeightFile:
     """In bytes, where it is known."""
     sha256: str | None = None
     """Where it is known; else what the hub said at the download counts."""
+    revision: str | None = None
+    """The commit that is downloaded; None: the newest."""
 
     def inside(self, folder: Path) -> Path:
         """Where a folder of weights holds it: FOLDER/REPOSITORY'S NAME/FILE."""
@@ -66,7 +68,8 @@ class WeightStore:
 
         Raises:
             FileNotFoundError: names what was looked for and where.
-            TensorFileError: the file is not the one that was published.
+            TensorFileError: the file is not the one that was published, or a link out of the
+                folder.
         """
         path = self._look_for(file)
         if path is None:
@@ -88,7 +91,9 @@ class WeightStore:
         """
         target = file.inside(self.folder).parent if self.folder else None
         try:
-            path = _hub().hf_hub_download(file.repository, file.name, local_dir=target)
+            path = _hub().hf_hub_download(
+                file.repository, file.name, local_dir=target, revision=file.revision
+            )
         except OSError as error:
             raise OSError(f"{file.name} of {file.repository} did not arrive: {error}") from error
         check(Path(path), file)
@@ -104,9 +109,17 @@ class WeightStore:
 
     def _look_for(self, file: WeightFile) -> Path | None:
         if self.folder is not None and (path := file.inside(self.folder)).is_file():
+            if not path.resolve().is_relative_to(self.folder.resolve()):
+                raise TensorFileError(
+                    f"{path} is or lies behind a link out of {self.folder}, which is not followed: "
+                    f"put the file itself there, or name the folder that it lies in"
+                )
             return path
-        found = _hub().try_to_load_from_cache(file.repository, file.name)
-        return Path(found) if isinstance(found, str) else None
+        for revision in dict.fromkeys((file.revision, None)):  # None: what the cache calls main
+            found = _hub().try_to_load_from_cache(file.repository, file.name, revision=revision)
+            if isinstance(found, str):
+                return Path(found)
+        return None
 
 
 def check(path: Path, file: WeightFile) -> None:

@@ -1,6 +1,7 @@
 """diffusers, imported when a SANA folder is loaded."""
 
 import sys
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -18,16 +19,19 @@ def diffusers() -> ModuleType:
 
         library.SanaSprintPipeline  # noqa: B018  the library imports lazily; this fails if too old
     except (ImportError, AttributeError, RuntimeError) as error:
+        # The newest diffusers would bring a huggingface-hub that transformers 4 refuses: hold it.
         raise ImportError(
             f"Load SANA-Sprint needs the package diffusers, 0.33 or newer ({error}). Install it "
-            f"into ComfyUI's Python and restart ComfyUI: "
-            f'{sys.executable} -m pip install "diffusers>=0.33"'
+            f"into ComfyUI's Python and restart ComfyUI: {sys.executable} -m pip install "
+            f'"diffusers>=0.33" huggingface-hub=={version("huggingface-hub")}'
         ) from error
     return library
 
 
 def from_folder(dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: weights in `dtype`, nothing from the network."""
+    """Arguments of `from_pretrained`: weights in `dtype`, of .safetensors files, nothing from the
+    network."""
     major, minor = diffusers().__version__.split(".")[:2]
     renamed = (int(major), int(minor)) >= (0, 40)
-    return {"dtype" if renamed else "torch_dtype": dtype, "local_files_only": True}
+    name = "dtype" if renamed else "torch_dtype"
+    return {name: dtype, "local_files_only": True, "use_safetensors": True}

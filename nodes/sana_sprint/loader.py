@@ -6,10 +6,12 @@ import comfy.model_management as management
 import torch
 from comfy_api.latest import io
 
+from ...hypernoise_core.library_folder import check_pipeline, check_safetensors
 from .. import model_folders
 from . import autoencoder, network, published, text_encoder
 from .diffusers_library import diffusers
 
+PARTS = ("text_encoder", "tokenizer", "transformer", "vae")
 PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -82,6 +84,7 @@ class LoadSanaSprint(io.ComfyNode):
         cls, folder: str, instruction: bool, precision: str, download: bool = False
     ) -> io.NodeOutput:
         path, dtype = _path(folder, download), PRECISIONS[precision]
+        _check(path)
         vae = autoencoder.load(path, dtype)
         model = network.load(path, dtype, vae)
         clip = text_encoder.load(path, dtype, instruction)
@@ -174,3 +177,16 @@ def _path(folder: str, download: bool) -> Path:
             f"{published.REPOSITORIES[folder]} there under this name."
         )
     return model_folders.find(known, folder, model_folders.SANA_SPRINT)
+
+
+def _check(folder: Path) -> None:
+    """Makes sure that diffusers and transformers read tensors and JSON of this folder alone.
+
+    Raises:
+        ValueError: names the file, and what it asks for.
+    """
+    model_folders.check_links(folder, model_folders.SANA_SPRINT)
+    check_pipeline(folder, PARTS)
+    for part in PARTS:
+        if part != "tokenizer":
+            check_safetensors(folder / part)

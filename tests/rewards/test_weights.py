@@ -255,8 +255,8 @@ def test_a_download_goes_into_the_folder_and_is_checked(cache, clip_folder, tmp_
     """The hub itself is replaced."""
     asked = []
 
-    def hf_hub_download(repository, name, local_dir):
-        asked.append((repository, name))
+    def hf_hub_download(repository, name, local_dir, revision):
+        asked.append((repository, name, revision))
         path = Path(local_dir) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((clip_folder / name).read_bytes())
@@ -266,7 +266,7 @@ def test_a_download_goes_into_the_folder_and_is_checked(cache, clip_folder, tmp_
     store = WeightStore(tmp_path / "mine")
     for file in ClipScore.files:
         store.download(file)
-    assert asked == [(file.repository, file.name) for file in ClipScore.files]
+    assert asked == [(file.repository, file.name, file.revision) for file in ClipScore.files]
     load_rewards({"clip": 1.0}, tmp_path / "mine").score(IMAGES, PROMPTS)
     bad = WeightFile(WEIGHTS.repository, WEIGHTS.name, sha256="0" * 64)
     with pytest.raises(TensorFileError, match="published is 0000"):

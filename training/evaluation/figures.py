@@ -13,10 +13,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ...hypernoise_core.atomic_file import write_atomically
+from ...hypernoise_core.text import printable
 
 _SMOOTHING = 0.9  # of the running mean drawn over the curves
 _COLUMNS = 3  # of curves beside each other
 _PROMPT_LINES = 6  # of a prompt above its column
+_PROMPT_CHARACTERS = 400  # of which the lines hold the first
+_MOST_COLUMNS = 100  # of a grid of images; files and memory have an end
 _BLUE, _LIGHT_BLUE, _ORANGE = "#1f4e8c", "#9db8d9", "#c2571a"
 _JPEG_QUALITY = 90
 
@@ -46,7 +49,7 @@ def side_by_side(
     *,
     dpi: int = 110,
 ) -> None:
-    """Writes a grid: a column for each prompt, a row for each method.
+    """Writes a grid: a column for each of the first 100 prompts, a row for each method.
 
     Args:
         path: of a .png or .jpg.
@@ -54,18 +57,19 @@ def side_by_side(
         marks: by method, whether each image is right; its frame is green or red then.
         dpi: an image is about 1.3 times as many pixels wide.
     """
-    columns = len(prompts)
+    shown = prompts[:_MOST_COLUMNS]
+    columns = len(shown)
     figure = Figure(figsize=(1.35 * columns + 1.0, 1.5 * len(rows) + 0.8), dpi=dpi)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (name, images) in zip(axes, rows.items(), strict=True):
         row[0].set_ylabel(_wrapped(name), fontsize=9, parse_math=False)
-        for i, (axis, image) in enumerate(zip(row, images, strict=True)):
+        for i, (axis, image) in enumerate(zip(row, images[:columns], strict=True)):
             axis.imshow(image.permute(1, 2, 0).float().clamp(0, 1).numpy())
             axis.set_xticks([])
             axis.set_yticks([])
             if marks:
                 _frame(axis, "#2e9e4f" if marks[name][i] else "#cc3b3b")
-    for axis, prompt in zip(axes[0], prompts, strict=True):
+    for axis, prompt in zip(axes[0], shown, strict=True):
         axis.set_title(_wrapped(prompt), fontsize=7, parse_math=False)
     with warnings.catch_warnings():
         # The font shows boxes for letters that it lacks; a warning for each would bury the rest.
@@ -75,7 +79,12 @@ def side_by_side(
 
 
 def _wrapped(text: str) -> str:
+    text = printable(text)[:_PROMPT_CHARACTERS]
     return "\n".join(textwrap.wrap(text, 18, max_lines=_PROMPT_LINES, placeholder=" ..."))
+
+
+def _title(axis: Axes, text: str) -> None:
+    axis.set_title(printable(text), fontsize=10, parse_math=False)
 
 
 def _frame(axis: Axes, color: str) -> None:
@@ -102,7 +111,7 @@ def curves(history: Mapping[str, Mapping[int, float]]) -> Figure:
         axis.plot(list(points), values, color=_LIGHT_BLUE, linewidth=0.8, marker=marker)
         axis.plot(list(points), _smooth(values), color=_BLUE, linewidth=1.8)
         missing = sum(map(math.isnan, values))
-        axis.set_title(f"{name} ({missing} no number)" if missing else name, fontsize=10)
+        _title(axis, f"{name} ({missing} no number)" if missing else name)
     figure.tight_layout()
     return figure
 
@@ -117,7 +126,7 @@ def gain_curves(gains: Mapping[str, Sequence[GainPoint]]) -> Figure:
     for axis, (name, points) in zip(axes, gains.items(), strict=True):
         axis.axhline(0, color="#777777", linewidth=0.8)
         _draw_gain(axis, points, _BLUE)
-        axis.set_title(name, fontsize=10)
+        _title(axis, name)
     figure.tight_layout()
     return figure
 
@@ -132,7 +141,7 @@ def two_gains(
     left.axhline(0, color="#777777", linewidth=0.8)
     for axis, (name, points), color in ((left, first, _BLUE), (right, second, _ORANGE)):
         _draw_gain(axis, points, color)
-        axis.set_ylabel(f"gain in {name}", color=color)
+        axis.set_ylabel(printable(f"gain in {name}"), color=color, parse_math=False)
         axis.tick_params(axis="y", colors=color)
     _align_zeros([(left, first[1]), (right, second[1])])
     left.set_xlabel("step")
@@ -158,7 +167,7 @@ def gains_by_steps(panels: Mapping[str, Mapping[str, Sequence[GainPoint]]]) -> F
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.set_xlabel("generator steps")
-        axis.set_title(f"gain in {title}", fontsize=10)
+        _title(axis, f"gain in {title}")
     return _with_legend_below(figure, axes[0])
 
 
@@ -177,17 +186,20 @@ def paths(
             axis.plot(xs, ys, color=f"C{i}", marker="o", markersize=5, label=name)
             for label, x, y in zip(labels, xs, ys, strict=True):
                 offset = {"xytext": (3, 3), "textcoords": "offset points"}
-                axis.annotate(label, (x, y), fontsize=6, parse_math=False, **offset)
+                axis.annotate(printable(label), (x, y), fontsize=6, parse_math=False, **offset)
         axis.set_xscale("log" if log_x else "linear")
         axis.set_xlabel(x_title)
-        axis.set_title(title, fontsize=10)
+        _title(axis, title)
     return _with_legend_below(figure, axes[0])
 
 
 def _with_legend_below(figure: Figure, axis: Axes) -> Figure:
     """The figure with one legend for all of its plots, which have the same lines."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
+    labels = list(map(printable, labels))
+    legend = figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     figure.tight_layout(rect=(0, 0.06 + 0.06 * math.ceil(len(labels) / 4), 1, 1))
     return figure
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...hypernoise_core.atomic_file import write_atomically
+from ...hypernoise_core.text import printable
 from ..tiny_world.checker import is_correct
 from . import figures, report, tables
 from .adapters import ABLATION
@@ -34,7 +35,7 @@ def write_report(suite: Suite) -> Path:
     numbers = summarise(suite)
     out = suite.config.out
     report.write_json(out / "report.json", numbers)
-    write_atomically(out / "report.md", tables.markdown(numbers).encode())
+    write_atomically(out / "report.md", printable(tables.markdown(numbers)).encode())
     parts = [report.paragraph(text) for text in _summary(numbers)]
     parts += [part for table in _tables(numbers) for part in _table(table)]
     pictures = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +25,19 @@ class Table:
     """First cell of the row that stands out."""
 
     def markdown(self) -> str:
-        lines = [self.head, ["---"] * len(self.head), *map(self._marked, self.rows)]
+        rows = [[_escaped(cell) for cell in row] for row in map(self._marked, self.rows)]
+        lines = [[_escaped(cell) for cell in self.head], ["---"] * len(self.head), *rows]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
     def _marked(self, row: Sequence[str]) -> list[str]:
         if row[0] != self.emphasised:
             return list(row)
         return [f"**{cell}**" if cell != UNKNOWN else cell for cell in row]
+
+
+def _escaped(cell: str) -> str:
+    """The cell, with what Markdown would take for more than text."""
+    return re.sub(r"[|`\[]", r"\\\g<0>", " ".join(cell.split()))
 
 
 def fewest_steps(report: Report) -> str:

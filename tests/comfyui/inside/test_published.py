@@ -19,7 +19,8 @@ def hub(models, monkeypatch):
 
     hub = Hub()
 
-    def snapshot_download(repository, *, local_dir, allow_patterns):
+    def snapshot_download(repository, *, local_dir, allow_patterns, revision):
+        assert not any(pattern.endswith(("*", ".py", ".bin")) for pattern in allow_patterns)
         hub.append((repository, local_dir))
         local_dir.mkdir(parents=True, exist_ok=True)
         shutil.copy(models.folder_path / "model_index.json", local_dir)

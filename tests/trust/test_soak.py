@@ -10,15 +10,17 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from hypernoise.tests.comfyui.conftest import Models
+from hypernoise.tests.comfyui.conftest import Models, comfyui, models
 from hypernoise.tests.comfyui.graphs import text_to_image
 from hypernoise.tests.comfyui.server import ComfyServer
 from hypernoise.tests.comfyui.stand_ins import FILE, OTHER
 
-PROMPTS, WARM_UP = 200, 60
+WARM_UP = 60  # prompts
 GROWTH = 0.02  # of the resident memory, after the warm-up
 INTERRUPT_EVERY = 25
 LARGE_BATCH = 96  # so that an interrupt finds the pass running
+
+__all__ = ["comfyui", "models"]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,9 @@ def interrupted_run(server: ComfyServer, graph: dict, after: float) -> None:
 
 
 @pytest.mark.slow
-def test_200_prompts_leave_memory_and_weights_as_they_were(own_server, models):
+@pytest.mark.comfyui
+def test_prompts_in_a_row_leave_memory_and_weights_as_they_were(own_server, models, scale, tally):
+    prompts, line = scale(200, 200, 3000), tally("prompts in a row on one server")
     rng = random.Random(0)
     probe = text_to_image(models.folder, seed=1, hypernetworks=((FILE, 1.0),))
     plain = text_to_image(models.folder, seed=1)
@@ -77,18 +81,20 @@ def test_200_prompts_leave_memory_and_weights_as_they_were(own_server, models):
         )
         assert own_server.run(graph).error is None
     settled = 0
-    for number in range(1, PROMPTS + 1):
+    for number in range(1, prompts + 1):
         graph = random_graph(rng, models)
         if number % INTERRUPT_EVERY == 0:
             graph["latent"]["inputs"]["batch_size"] = LARGE_BATCH
             interrupted_run(own_server, graph, rng.uniform(0.05, 1.0))
             own_server.run(random_graph(rng, models))  # the next one runs as if nothing happened
+            line.count("interrupted")
             continue
         assert own_server.run(graph).error is None
+        line.count("ran")
         if number == WARM_UP:
             settled = memory.memory_info().rss
     grown = memory.memory_info().rss / settled - 1
-    print(f"resident memory after {PROMPTS} prompts: {grown:+.2%} of {settled / 2**20:.0f} MiB")
+    print(f"resident memory after {prompts} prompts: {grown:+.2%} of {settled / 2**20:.0f} MiB")
     for first, last in zip(before, latents(), strict=True):
         assert first["latent_tensor"].equal(last["latent_tensor"])
     assert grown < GROWTH

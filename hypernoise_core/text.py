@@ -1,0 +1,45 @@
+"""Texts that people type: which of them are prompts, and how they are shown on a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+LONGEST_PROMPT = 200_000
+"""In characters; no generator or reward reads more than some hundred words."""
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+# Control characters but tab and line break, surrogates, and those that turn the direction of text.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""The text with characters escaped, as in \x1b, that terminals obey or no file can hold."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Makes sure that each is a text that tokenizers read.
+
+    Raises:
+        ValueError: says which is none, and why.
+    """
+    if isinstance(prompts, str):
+        raise ValueError(
+            f"prompts is a list of prompts, one prompt for each image, got the text "
+            f"{prompts[:60]!r}"
+        )
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {i} is {prompt!r:.60}; a prompt is a text")
+        if len(prompt) > LONGEST_PROMPT:
+            raise ValueError(
+                f"prompt {i} has {len(prompt)} characters; shorten it to {LONGEST_PROMPT}"
+            )
+        if found := _SURROGATE.search(prompt):
+            raise ValueError(
+                f"prompt {i} holds {found[0]!r}, half of a character, at position "
+                f"{found.start()}: take it out or type it anew"
+            )
