@@ -41,13 +41,17 @@ class Checkpoints:
             OSError: it could not be written, because the disk is full for one.
         """
         path = self.folder / f"step_{step:09d}.pt"
-        for half in self.folder.glob(".step_*.part"):  # of a process that was killed
-            half.unlink()
-        save_adapter(path.with_suffix(".safetensors"))
+        adapter = path.with_suffix(".safetensors")
+        save_adapter(adapter)
         try:
             with atomic_writer(path) as file:
                 torch.save(state, file)
-        except RuntimeError as error:  # what torch.save makes of an OSError below it
+        except BaseException as error:
+            if not path.is_file():
+                adapter.unlink()
+            if not isinstance(error, RuntimeError):
+                raise
+            # What torch.save may make of an OSError below it.
             raise OSError(f"{path} could not be written: {error}") from error
         kept = {path.stem for path in self.paths()[-self.keep_last :]}
         for file in self.folder.iterdir():
@@ -70,9 +74,18 @@ class Checkpoints:
         if not (paths := self.paths()):
             raise FileNotFoundError(f"no checkpoint in {self.folder} to resume from")
         try:
+            with zipfile.ZipFile(paths[-1]) as file:
+                if (part := file.testzip()) is not None:  # torch.load would not notice
+                    raise zipfile.BadZipFile(f"the checksum of {part} is wrong")
             return torch.load(paths[-1], map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{paths[-1]} is damaged: {str(error).splitlines()[0]}. Delete it to resume from "
-                f"the one before it."
-            ) from error
+            raise damaged(paths[-1], error) from error
+
+
+def damaged(path: Path, reason: Exception) -> ValueError:
+    """What to do where a checkpoint cannot be used."""
+    first = f"{reason}".splitlines()[0] if f"{reason}" else type(reason).__name__
+    return ValueError(
+        f"{path} is damaged, or of another version: {first}. Delete it to resume from the one "
+        f"before it."
+    )

@@ -71,10 +71,12 @@ def train(
         print(to_toml(settings))
         print("\n".join(estimate(settings, num_processes=processes).lines()))
         return
+    from .processes import naming_lost_processes
     from .run import start
 
-    run = start(settings, resume=resume)
-    path = run.train()
+    with naming_lost_processes():
+        run = start(settings, resume=resume)
+        path = run.train()
     if run.is_main:
         print(path.resolve())
     if run.stopped_by is not None:
@@ -411,8 +413,13 @@ def main() -> None:
             config=(tyro.conf.PositionalRequiredArgs,),
         )
     except (ValueError, OSError, ImportError) as error:
-        print(f"hypernoise: {error}", file=sys.stderr)
+        from ..hypernoise_core.text import printable
+
+        print(f"hypernoise: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as interrupt:
+        print("hypernoise: interrupted", file=sys.stderr)
+        raise SystemExit(130) from interrupt
 
 
 if __name__ == "__main__":  # `accelerate launch -m hypernoise.training.cli`

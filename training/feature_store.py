@@ -16,7 +16,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 from tqdm import tqdm
 
-from ..hypernoise_core.atomic_file import write_atomically
+from ..hypernoise_core.atomic_file import remove_halves, write_atomically
 from ..hypernoise_core.families import family_of_pipeline
 from ..hypernoise_core.generate import join_batches
 from ..hypernoise_core.rewards import Ensemble
@@ -28,6 +28,7 @@ Encode = Callable[[list[str]], dict[str, Tensor]]
 
 SHARD_BYTES = 1 << 28
 SHARD_ROWS = 8192  # a file's header holds its prompts and has to stay below 100 MB
+_DAY = 24 * 60 * 60.0  # in seconds; no shard takes as long to write
 _PROMPTS = "prompts"  # in a shard's header
 _MASK = "prompt_attention_mask"
 _TEXT_FEATURES = "text_features"
@@ -54,6 +55,7 @@ class FeatureStore:
         self.folder, self.shard_bytes = folder, shard_bytes
         self._opened: set[str] = set()
         self._places: dict[str, tuple[dict[str, Any], int]] = {}  # a shard's slices, and the row
+        remove_halves(folder, older_than=_DAY)
         self.refresh()
 
     def refresh(self) -> None:

@@ -7,9 +7,13 @@ best evaluation (best.safetensors).
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import math
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,14 +26,14 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from ..hypernoise_core.adapter import save_adapter
-from ..hypernoise_core.atomic_file import write_atomically
+from ..hypernoise_core.atomic_file import remove_halves, write_atomically
 from ..hypernoise_core.divergence import kl_terms, lipschitz_estimate
 from ..hypernoise_core.families import family_of_pipeline
 from ..hypernoise_core.generator_lora import save_generator_lora
 from ..hypernoise_core.hypernetwork import sample_noise
 from ..hypernoise_core.rewards import Ensemble, load_rewards
 from .arguments import to_toml
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, damaged
 from .config import TrainingConfig
 from .evaluation.held_out import FOLDER as PICTURES
 from .evaluation.held_out import HeldOut
@@ -44,7 +48,7 @@ from .feature_store import (
 )
 from .memory import checkpoint_activations, save_memory
 from .pipelines import load_pipeline, model_folder, text_parts
-from .processes import join
+from .processes import expect_answers, join
 from .prompts import load_prompts
 from .published_models import image_size
 from .sharding import shard
@@ -52,6 +56,8 @@ from .tracking import FILE as METRICS
 from .tracking import MetricsLog
 from .trainer import Metrics, Trainer
 
+BEST = "best.safetensors"
+"""The adapter as of the best evaluation."""
 KL_IMAGES = 4
 """Noises at which an evaluation estimates the KL."""
 
@@ -220,14 +226,30 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
     Raises:
         ValueError: the folder holds a run and `resume` is not asked for, or one with other settings
             or prompts; or as `prepare` raises it.
-        FileNotFoundError: as `prepare` raises it.
+        OSError: the folder cannot be written; or as `prepare` raises it.
     """
+    _check_writable(config.save_dir)
     if not resume and Checkpoints(config.save_dir / _CHECKPOINTS, 1).paths():
         raise ValueError(
             f"{config.save_dir} holds a run already: add --resume to go on with it, or choose "
             f"another --save_dir"
         )
     return Run(config, prepare(config))
+
+
+def _check_writable(folder: Path) -> None:
+    """Before hours of encoding; makes nothing yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(
+            f"--save_dir {folder}: {there} is a file, and no folder can be made of it; choose "
+            f"another --save_dir"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"--save_dir {folder}: {there} cannot be written; choose another --save_dir, or make "
+            f"it writable"
+        )
 
 
 class Run:
@@ -242,11 +264,14 @@ class Run:
 
     def __init__(self, config: TrainingConfig, parts: Parts) -> None:
         self.config, self.parts, self.folder = config, parts, config.save_dir
+        torch.manual_seed(config.seed)  # for what draws without a generator; loading has drawn
         self.trainer = parts.trainer(config)
         self.checkpoints = Checkpoints(self.folder / _CHECKPOINTS, config.keep_last)
         self.evaluations: list[Metrics] = []
         self.best: float | None = None
-        self._fingerprint = _fingerprint(config, parts.prompts.training)
+        self._evaluated = 0  # the update of the last evaluation
+        self._recorded = 0  # the last update that metrics.jsonl has
+        self._fingerprint = _fingerprint(config, parts.prompts)
         if self.checkpoints.paths():
             self._load()
         self.stopped_by: signal.Signals | None = None
@@ -255,11 +280,13 @@ class Run:
         self.held_out = self._held_out() if config.log_every and parts.prompts.held_out else None
 
     def _open_log(self) -> MetricsLog:
+        for folder in (self.folder, self.checkpoints.folder, self.folder / PICTURES):
+            remove_halves(folder)
         write_atomically(self.folder / "config.toml", to_toml(self.config).encode())
         goes_on = (self.folder / METRICS).is_file()
         log = MetricsLog(self.folder, self.config.tracker, asdict(self.config))
         if goes_on:
-            log.rewind(self.trainer.step)
+            log.rewind(self.trainer.step, self._evaluated)
         return log
 
     def _held_out(self) -> HeldOut:
@@ -286,9 +313,26 @@ class Run:
     def train(self) -> Path:
         """Trains to the end, or until SIGTERM or Ctrl-C; returns the adapter's file.
 
+        An error leaves a checkpoint of the last update that was done and recorded.
+
         Raises:
-            OSError: the last checkpoint could not be written.
+            OSError: a file could not be written; names it.
+            ValueError: the memory is too small, or a reward fails; names the reward.
         """
+        expect_answers()
+        try:
+            self._train()
+            self._save_checkpoint(last=True)
+            if self.log is not None:
+                self.log.close()
+                self._write_report()
+        except Exception as error:
+            if (explained := self._explained(error)) is None:
+                raise
+            raise explained from error
+        return self.adapter_file
+
+    def _train(self) -> None:
         trainer = self.trainer
         bar = tqdm(
             total=trainer.plan.steps,
@@ -297,20 +341,16 @@ class Run:
             unit="update",
             disable=not self.is_main,
         )
-        with bar, self._stopping_on_signals():
+        with bar, self._stopping_on_signals(), self._saving_on_errors():
+            self._evaluate_if_due()
             for metrics in trainer.updates():
                 bar.update()
                 bar.set_postfix_str(
                     f"reward {metrics['reward']:.3f}, penalty {metrics['penalty']:.3f}"
                 )
                 self._after_update(metrics)
-        if self.held_out is not None and self.stopped_by is None:
-            self._evaluate()
-        self._save_checkpoint(last=True)
-        if self.log is not None:
-            self.log.close()
-            self._write_report()
-        return self.adapter_file
+            if self.stopped_by is None:
+                self._evaluate_if_due(at_the_end=True)
 
     @property
     def adapter_file(self) -> Path:
@@ -341,12 +381,54 @@ class Run:
         step = self.trainer.step
         if self.log is not None:
             self.log.write(step, metrics)
+        self._recorded = step
         if step == self.trainer.plan.steps:
             return  # `train` does the rest
-        if self.held_out is not None and step % self.config.log_every == 0:
-            self._evaluate()
+        self._evaluate_if_due()
         if step % self.config.save_every == 0:
             self._save_checkpoint()
+
+    @contextmanager
+    def _saving_on_errors(self) -> Iterator[None]:
+        """Keeps what was done since the last checkpoint."""
+        try:
+            yield
+        except Exception:
+            if self.trainer.is_whole and self._recorded == self.trainer.step > 0:
+                self._save_checkpoint()
+            raise
+
+    def _explained(self, error: Exception) -> Exception | None:
+        """What ended the run and what to do, in words for its user; None: a traceback says more."""
+        reward = _reward_of(error, self.parts.rewards)
+        where = f"in the reward {reward}, " if reward else ""
+        now = f"{where}after update {self.trainer.step}"
+        paths = self.checkpoints.paths()
+        go_on = f"--resume goes on from {paths[-1]}" if paths else "start again: no checkpoint yet"
+        if isinstance(error, torch.OutOfMemoryError):
+            return ValueError(
+                f"out of memory {now}: {str(error).splitlines()[0]} --use_checkpoint needs less; "
+                f"so does a smaller --batch_size, in a new run. {go_on}"
+            )
+        if isinstance(error, OSError) and not reward:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            return OSError(f"{error}: {'make room there, then ' if full else ''}{go_on}")
+        if reward:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            return ValueError(
+                f"the reward {reward} failed after update {self.trainer.step} with "
+                f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno}). {go_on}"
+            )
+        return ValueError(f"{error}. {go_on}") if isinstance(error, ValueError) else None
+
+    def _evaluate_if_due(self, at_the_end: bool = False) -> None:
+        """Not twice after the same update, where a run goes on."""
+        step = self.trainer.step
+        if self.held_out is None or self._evaluated == step:
+            return
+        if at_the_end or step % self.config.log_every == 0:
+            self._evaluate()
+            self._evaluated = step
 
     def _evaluate(self) -> None:
         """In all processes together; the main one writes."""
@@ -355,15 +437,16 @@ class Run:
         if self.log is None:
             return
         step = self.trainer.step
-        self.evaluations.append({"step": step, **metrics})
         self.log.write(step, metrics, kind="evaluation")
         for title, path in evaluation.write_pictures(self.folder / PICTURES, step).items():
             self.log.picture(step, title, path)
-        self._warn()
-        if self.best is None or metrics["evaluation/total"] > self.best:
-            self.best = metrics["evaluation/total"]
-            self._save_adapter(self.folder / "best.safetensors")
+        total = metrics["evaluation/total"]
+        if not math.isnan(total) and (self.best is None or total > self.best):
+            self._save_adapter(self.folder / BEST)
+            self.best = total
         self._write_report()
+        self.evaluations.append({"step": step, **metrics})
+        self._warn()
 
     def _divergence(self) -> Metrics:
         """How far the noise's distribution has moved, and how well the penalty stands for it."""
@@ -427,22 +510,57 @@ class Run:
             tqdm.write(f"warning: no checkpoint at update {self.trainer.step}: {error}", sys.stderr)
 
     def _load(self) -> None:
-        state = self.checkpoints.load_newest()
-        known = state["fingerprint"]
-        changed = [name for name, value in self._fingerprint.items() if known.get(name) != value]
+        state, path = self.checkpoints.load_newest(), self.checkpoints.paths()[-1]
+        try:
+            known = dict(state["fingerprint"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise damaged(path, error) from error
+        self._check_settings(known)
+        try:
+            self._take_over(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise damaged(path, error) from error
+
+    def _check_settings(self, known: dict[str, Any]) -> None:
+        own = self._fingerprint
+        changed = [name for name, value in own.items() if known.get(name, value) != value]
         if changed:
             differences = ", ".join(
-                f"{name} was {known.get(name)!r} and is {self._fingerprint[name]!r}"
-                for name in changed
+                f"{name} was {known[name]!r} and is {own[name]!r}" for name in changed
             )
-            raise ValueError(f"{self.folder} was trained with other settings: {differences}")
-        self.evaluations, self.best = state["evaluations"], state["best"]
+            raise ValueError(
+                f"{self.folder} was trained with other settings: {differences}. Go on with those "
+                f"it had, or choose another --save_dir"
+            )
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        if not isinstance(state["step"], int):
+            raise TypeError(f"its step is {state['step']!r}")
+        self.evaluations, self.best = list(state["evaluations"]), state["best"]
+        self._evaluated = self.evaluations[-1]["step"] if self.evaluations else 0
         self.trainer.load_state_dict(state)
+        self._recorded = self.trainer.step
+        if self.best is not None and not (self.folder / BEST).is_file():
+            self.parts.accelerator.print(
+                f"warning: {self.folder / BEST} is gone: the best evaluation from now on writes it",
+                file=sys.stderr,
+            )
+            self.best = None
 
 
-def _fingerprint(config: TrainingConfig, prompts: list[str]) -> dict[str, Any]:
+def _reward_of(error: Exception, rewards: Ensemble) -> str | None:
+    """The reward in whose code the error arose."""
+    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((n for n, r in rewards.members.items() if any(o is r for o in owners)), None)
+
+
+def _fingerprint(config: TrainingConfig, prompts: Prompts) -> dict[str, Any]:
     """What must be the same for a run to go on as if it had not stopped."""
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE_ON_RESUME}
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+    return plain | {"prompts": _digest(prompts.training), "held_out": _digest(prompts.held_out)}
+
+
+def _digest(prompts: list[str]) -> str:
     digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
-    return plain | {"prompts": f"{len(prompts)} with SHA-256 {digest[:16]}"}
+    return f"{len(prompts)} with SHA-256 {digest[:16]}"

@@ -45,6 +45,7 @@ class MetricsLog:
 
     Raises:
         ImportError: the tracker's package is missing; names the command that installs it.
+        ValueError: the tracker does not start, without a network for one.
         OSError: the file cannot be written.
     """
 
@@ -88,21 +89,30 @@ class MetricsLog:
         """Hands an image file to the tracker, if it is one that shows images."""
         if not hasattr(self._tracker, "log_images"):
             return
-        pixels = np.asarray(Image.open(path).convert("RGB"))[None]  # (1, H, W, 3)
         options = {"dataformats": "NHWC"} if self._tracker_name == "tensorboard" else {}
-        self._track(lambda t: t.log_images({name: pixels}, step=step, **options))
 
-    def rewind(self, step: int) -> None:
+        def show(tracker: GeneralTracker) -> None:
+            pixels = np.asarray(Image.open(path).convert("RGB"))[None]  # (1, H, W, 3)
+            tracker.log_images({name: pixels}, step=step, **options)
+
+        self._track(show)
+
+    def rewind(self, step: int, evaluated: int | None = None) -> None:
         """Forgets what was recorded after a step, from which the run goes on.
 
         A line that a crash has cut short goes too. wandb and trackio keep what they have: there the
         run goes on as a new one.
 
+        Args:
+            evaluated: the last step whose evaluation stays; None: `step`.
+
         Raises:
             OSError: the file cannot be written.
             ValueError: a line is damaged; names it.
         """
-        lines = [line for line, row in _whole_lines(self._path) if row["step"] <= step]
+        last = {"train": step, "evaluation": step if evaluated is None else evaluated}
+        rows = _whole_lines(self._path)
+        lines = [line for line, row in rows if row["step"] <= last.get(row["kind"], step)]
         write_atomically(self._path, b"".join(lines))
         if self._tracker is not None and self._tracker_name == "tensorboard":
             self._track(lambda t: t.finish())
@@ -119,8 +129,9 @@ class MetricsLog:
         try:
             with self._path.open("ab") as file:
                 file.write(content.encode())
-        except OSError:
+        except OSError as error:
             os.truncate(self._path, size)  # no half line
+            error.filename = str(self._path)  # a full disk names no file
             raise
 
     def _start_tracker(self, **options: Any) -> GeneralTracker:
@@ -132,6 +143,12 @@ class MetricsLog:
             raise ImportError(
                 f"--tracker {name} needs {name}: pip install {name}, or choose --tracker none, "
                 f"which writes {FILE} alone ({error})"
+            ) from error
+        except Exception as error:  # a tracker's own, of any kind
+            offline = " or set WANDB_MODE=offline," if name == "wandb" else ""
+            raise ValueError(
+                f"--tracker {name} does not start ({type(error).__name__}: {error}): see to it,"
+                f"{offline} or choose --tracker none, which writes {FILE} alone"
             ) from error
         return tracker
 
@@ -178,9 +195,13 @@ def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         if not line.endswith(b"\n"):
             return
         try:
-            yield line, json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"line {number} of {path} is damaged: {error}") from error
+            row = json.loads(line)
+            row["step"] + 0, row["kind"] + ""
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(
+                f"line {number} of {path} is damaged ({error}): delete that line, or the file"
+            ) from error
+        yield line, row
 
 
 def _as_json(value: object) -> object:

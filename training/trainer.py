@@ -104,6 +104,9 @@ class Trainer:
         self.skipped = 0
         """Batches left out because their loss was no number, and updates without a gradient."""
         self._skipped_in_a_row = 0
+        self._no_numbers: set[str] = set()  # rewards that gave a score that is none
+        self.is_whole = True
+        """Whether the state is that after `step` updates; not where one broke off midway."""
         self._seconds_before = 0.0  # of a resumed run, so far
         self._stop = False
 
@@ -134,16 +137,19 @@ class Trainer:
         `images`, `seconds` since the start and `skipped` so far.
 
         Raises:
-            ValueError: no update in a long row gave a usable gradient.
+            ValueError: no update in a long row gave a usable gradient, or a reward does not give a
+                number for each image; names the reward.
         """
         start = time.monotonic() - self._seconds_before
         progress = self._progress(self._seconds_before)
         while progress < 1:
+            self._check_skipped()
             lr = learning_rate(self.config, self.step, progress)
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             metrics = self._update()
             self.step += 1
+            self.is_whole = True
             elapsed = self._agree(time.monotonic() - start)
             self._seconds_before = elapsed
             progress = self._progress(elapsed)
@@ -151,6 +157,7 @@ class Trainer:
             yield metrics | {"lr": lr, "seconds": elapsed, "skipped": self.skipped}
             if stop:
                 return
+        self._check_skipped()
 
     def _progress(self, elapsed: float) -> float:
         """Share of the run that is over, in steps or in seconds, whichever is more."""
@@ -177,6 +184,7 @@ class Trainer:
             self._skip()
             return metrics
         self._skipped_in_a_row = 0
+        self.is_whole = False
         with record_function("optimizer"):
             if self.config.optim == "lbfgs":
                 losses = chain([first], iter(closure, None))  # it asks first for what is known
@@ -190,11 +198,17 @@ class Trainer:
     def _skip(self) -> None:
         self.skipped += 1
         self._skipped_in_a_row += 1
-        if self._skipped_in_a_row == MAX_SKIPPED:
-            raise ValueError(
-                f"{MAX_SKIPPED} updates in a row had no finite gradient, up to update "
-                f"{self.step + 1}: a lower --lr, --precision float32 or another reward may help"
-            )
+
+    def _check_skipped(self) -> None:
+        """Ends a run that does nothing but skip."""
+        if self._skipped_in_a_row < MAX_SKIPPED:
+            return
+        names = ", ".join(sorted(self._no_numbers))
+        of = f" (scores of {names} are no numbers)" if names else ""
+        raise ValueError(
+            f"{MAX_SKIPPED} updates in a row had no finite gradient{of}, up to update {self.step}: "
+            f"a lower --lr, --precision float32 or another reward may help"
+        )
 
     def _gradient(self) -> Metrics:
         """Leaves the gradient of this update in the parameters, clipped; returns its metrics."""
@@ -209,6 +223,8 @@ class Trainer:
                 continue
             if not torch.isfinite(terms.loss).all():
                 sums[-1] += 1
+                scores = terms.scores.items()
+                self._no_numbers |= {name for name, s in scores if not torch.isfinite(s).all()}
                 continue
             values = [terms.loss, *terms.scores.values(), terms.penalty, terms.norm]
             sums[: len(names)] += torch.stack([v.detach().double().sum() for v in values]).cpu()
@@ -264,7 +280,7 @@ class Trainer:
         modulated = output if self.adapter.metadata.replaces_noise else modulate(noise, output)
         start = modulated.detach().requires_grad_(True)
         images = self._images(start, conditioning, generators, batch.generator_steps)
-        scores, image_gradient = self.rewards.loss_gradient(images, batch.prompts)
+        scores, image_gradient = self._scores(images, batch)
         reward_loss = self.rewards.image_losses(scores) * batch.counts
         with record_function("backward"):
             (gradient,) = torch.autograd.grad(images, start, image_gradient * batch.counts)
@@ -283,12 +299,23 @@ class Trainer:
     ) -> Terms:
         with self.adapter.attached(self.network):
             images = self._images(noise, conditioning, generators, batch.generator_steps)
-        scores, image_gradient = self.rewards.loss_gradient(images, batch.prompts)
+        scores, image_gradient = self._scores(images, batch)
         loss = self.rewards.image_losses(scores) * batch.counts
         if self._is_usable(loss):
             with record_function("backward"):
                 images.backward(image_gradient * batch.counts)
         return self._terms(loss, scores, torch.zeros_like(loss), noise)
+
+    def _scores(self, images: Tensor, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """The rewards' scores (B,) by name, and the gradient of the images' losses in them."""
+        scores, gradient = self.rewards.loss_gradient(images, batch.prompts)
+        for name, score in scores.items():
+            if score.shape != (len(images),):
+                raise ValueError(
+                    f"the reward {name} gave scores {tuple(score.shape)} for {len(images)} images; "
+                    f"it has to give one number for each, ({len(images)},)"
+                )
+        return scores, gradient
 
     def _is_usable(self, loss: Tensor) -> bool:
         """Whether the gradient may be added. With a sharded generator no process can leave one out
@@ -340,7 +367,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
         self.step, self.skipped = state["step"], state["skipped"]
-        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self._skipped_in_a_row = state["skipped_in_a_row"] % MAX_SKIPPED  # at the end: count anew
         self._seconds_before = state["seconds"]
         self.adapter.load_state_dict(state["adapter"])
         if self._average is not None:
