@@ -128,7 +128,7 @@ def check(path: Path, file: WeightFile) -> None:
     Raises:
         TensorFileError: it differs.
     """
-    remedy = f"delete it and run `hypernoise download rewards` to get {file.repository}'s again"
+    remedy = f"delete it and download it from {file.repository} again"
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         raise TensorFileError(f"{path} has {size} bytes instead of {file.size}; {remedy}")

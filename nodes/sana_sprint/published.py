@@ -4,6 +4,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ...hypernoise_core.rewards.weights import WeightFile, check
+from ...hypernoise_core.tensor_file import TensorFileError
 from ..model_folders import SANA_SPRINT
 
 REPOSITORIES = {
@@ -24,6 +26,9 @@ def download(name: str) -> Path:
 
     Returns:
         The model's folder.
+
+    Raises:
+        TensorFileError: a file that arrived is not the published one.
     """
     from huggingface_hub import snapshot_download
 
@@ -37,5 +42,12 @@ def download(name: str) -> Path:
         allow_patterns=wanted,
         revision=_REVISIONS.get(name),
     )
+    for path in sorted(arriving.rglob("*.safetensors")):
+        published = WeightFile(REPOSITORIES[name], path.relative_to(arriving).as_posix())
+        try:
+            check(path, published)  # against what the hub said of it
+        except TensorFileError:
+            path.unlink()  # else the next try takes it for complete
+            raise
     arriving.rename(target)
     return target

@@ -56,6 +56,20 @@ def test_the_switch_downloads_once(comfy, hub, models):
     assert len(load(comfy)) == 3
 
 
+def test_a_file_that_is_not_the_published_one_is_refused_and_got_again(comfy, hub, models):
+    weights = "vae/diffusion_pytorch_model.safetensors"
+    record = models.base / f"models/sana_sprint/.downloading/{NAME}/.cache/huggingface/download"
+    record = record / f"{weights}.metadata"
+    record.parent.mkdir(parents=True)
+    record.write_text(f"commit\n{'0' * 64}\n0.0\n")  # as the hub's client notes it
+    with pytest.raises(ValueError, match=f"{weights} is damaged .* download it from Efficient"):
+        load(comfy, download=True)
+    assert NAME not in comfy.ours("nodes.model_folders").sana_sprint_folders()
+    assert not (record.parents[4] / weights).exists()
+    record.unlink()
+    assert len(load(comfy, download=True)) == 3
+
+
 def test_a_download_that_broke_off_is_not_offered_and_goes_on_later(comfy, hub):
     hub.broken = True
     with pytest.raises(ConnectionError):
