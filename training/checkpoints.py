@@ -51,8 +51,13 @@ class Checkpoints:
                 adapter.unlink()
             if not isinstance(error, RuntimeError):
                 raise
-            # What torch.save may make of an OSError below it.
-            raise OSError(f"{path} could not be written: {error}") from error
+            # torch.save, closing its archive, may hide the OSError that ended the writing.
+            below = error
+            while below is not None and not isinstance(below, OSError):
+                below = below.__context__
+            if below is None:
+                raise OSError(f"{path} could not be written: {error}") from error
+            raise OSError(below.errno, below.strerror, str(path)) from error
         kept = {path.stem for path in self.paths()[-self.keep_last :]}
         for file in self.folder.iterdir():
             if _NAME.fullmatch(file.name) and file.stem not in kept:
