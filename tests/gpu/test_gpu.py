@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from hypernoise.hypernoise_core.families import FAMILIES
-from hypernoise.tests.comfyui.conftest import INSIDE
-from hypernoise.tests.comfyui.fetch_comfyui import comfyui_path
+from hypernoise.tests.comfyui.run_inside import run_inside
 from hypernoise.tests.core.conftest import build_tiny
 from hypernoise.tests.trust.state import State, count_hooks
 
@@ -117,14 +116,4 @@ def test_a_resumed_run_on_the_gpu_is_the_uninterrupted_one(folder):
 
 @pytest.mark.parametrize("tests", ["tests/comfyui/inside", "tests/trust/inside/test_faults.py"])
 def test_inside_comfyui_on_the_gpu(tests, tmp_path):
-    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'inside'}"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", tests, *options],
-        cwd=REPOSITORY,
-        env={**os.environ, INSIDE: str(comfyui_path()), "PYTEST_ADDOPTS": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-8000:]
+    run_inside(REPOSITORY / tests, tmp_path)

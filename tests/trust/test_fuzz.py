@@ -125,7 +125,7 @@ def report(tally, name: str, outcomes: dict[str, int]) -> None:
 def test_mutated_adapters(seeds, tmp_path, scale, tally):
     content = seeds[".safetensors"]
     outcomes = run(
-        scale(30_000, 100_000, 1_000_000),
+        scale(30_000, 60_000, 1_000_000),
         check_adapter,
         tmp_path / "a.safetensors",
         lambda rng: mutate_safetensors(content, rng),
@@ -156,7 +156,7 @@ def test_mutated_configurations_of_adapters(seeds, tmp_path, scale, tally):
         return to_json(mutate_tree(tree, rng), rng).encode("utf-8", "surrogatepass")
 
     outcomes = run(
-        scale(12_000, 50_000, 500_000),
+        scale(12_000, 25_000, 500_000),
         lambda path: check_adapter(path.with_name(WEIGHTS)),
         tmp_path / CONFIG_NAME,
         mutate,
@@ -236,7 +236,7 @@ def with_hypothesis(examples: int) -> settings:
 def test_made_up_configurations_of_adapters(scale, tally):
     line = tally("made-up adapter_config.json")
 
-    @with_hypothesis(scale(500, 3_000, 50_000))
+    @with_hypothesis(scale(500, 2_000, 50_000))
     @given(
         st.dictionaries(st.sampled_from(OTHER_FIELDS), JSON, max_size=1),
         st.dictionaries(st.sampled_from(["r", "lora_alpha"]), JSON, max_size=1),
@@ -264,7 +264,7 @@ def test_made_up_metadata(scale, tally):
     good = new_adapter().metadata.to_header()
     names = st.sampled_from([*good, "replaces_noise", "base_model"])
 
-    @with_hypothesis(scale(500, 3_000, 50_000))
+    @with_hypothesis(scale(500, 2_000, 50_000))
     @given(st.dictionaries(names, value, max_size=2))
     def check(entries):
         header = good | entries

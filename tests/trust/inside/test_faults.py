@@ -155,7 +155,7 @@ def test_a_fault_at_any_operation_of_a_run_leaves_no_trace(comfy, loaded, fresh,
     with FaultAt(10**9, Fault) as counter:
         run()
     states, tensors = (State.of(network), State.of(adapter)), count_tensors()
-    for at in range(1, counter.count + 1, scale(61, 5, 1)):
+    for at in range(1, counter.count + 1, scale(61, 11, 1)):
         for error in (Fault, out_of_memory):
             try:
                 with FaultAt(at, error):
@@ -217,7 +217,7 @@ def test_any_sequence_of_runs_and_faults_leaves_the_model_as_it_was(comfy, loade
             with pytest.raises((Fault, torch.OutOfMemoryError)) if at < 50 else _either():
                 world.sample(0, 1.0)
 
-    for seed in range(scale(6, 60, 1000)):
+    for seed in range(scale(6, 30, 600)):
         rng = random.Random(seed)
         for _ in range(8):
             step = rng.randrange(6)
