@@ -161,23 +161,6 @@ def test_other_settings_cannot_resume_a_run(uninterrupted, folder):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, folder):
-    run = folder / "killed"
-    for step in (2, 5):
-        process = start(folder, "--save_dir", "killed", "--resume")
-        wait_for_checkpoint(run, process, step)
-        process.kill()
-        process.wait()
-        assert Checkpoints(run / "checkpoints", 1).load_newest()["step"] >= step
-    result = train(folder, "--save_dir", "killed", "--resume")
-    assert result.returncode == 0, result.stderr
-    assert_same(final_weights(run), final_weights(uninterrupted))
-    kept = ("step", "kind", "loss", "evaluation/total")
-    steps = [[[line.get(k) for k in kept] for line in read(r)] for r in (run, uninterrupted)]
-    assert steps[0] == steps[1]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_a_checkpoint_and_ends_the_run(uninterrupted, folder, number):
     run = folder / number.name

@@ -128,7 +128,7 @@ def test_other_models_are_unloaded_before_the_second_try(comfy, loaded, fresh, s
     management.load_models_gpu([other])
     unloaded = []
     original = other.detach
-    other.detach = lambda *args: (unloaded.append("other"), original(*args))[1]
+    other.detach = lambda *args, **options: (unloaded.append("other"), original(*args, **options))
     model = apply(comfy, loaded.model, fresh)
     small_memory(1)
     comfy.sample(model, loaded.prompt, loaded.latent)
@@ -216,6 +216,7 @@ def test_any_sequence_of_runs_and_faults_leaves_the_model_as_it_was(comfy, loade
         with FaultAt(at, rng.choice((Fault, out_of_memory)), times=rng.choice((1, 10**6))):
             with pytest.raises((Fault, torch.OutOfMemoryError)) if at < 50 else _either():
                 world.sample(0, 1.0)
+        forget(adapters[0])  # made image by image it differs by rounding
 
     for seed in range(scale(6, 30, 600)):
         rng = random.Random(seed)

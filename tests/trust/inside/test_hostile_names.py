@@ -192,7 +192,12 @@ def special_files(folder: Path) -> list[socket.socket]:
     link(folder / "nothing.safetensors", folder / "gone")
     link(folder / "self.safetensors", folder / "self.safetensors")
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(os.path.relpath(folder / "socket.safetensors"))
+    before = os.getcwd()
+    os.chdir(folder)  # the name of a socket may have some hundred characters
+    try:
+        listener.bind("socket.safetensors")
+    finally:
+        os.chdir(before)
     return [listener]
 
 
