@@ -68,7 +68,7 @@ versions:  ## the oldest and the newest versions, with uv; see docs/versions.md
 	sh scripts/versions.sh $(ARGS)
 
 clean:  ## what commands wrote; the environments stay
-	rm -rf out build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## the environments too

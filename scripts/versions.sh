@@ -12,7 +12,7 @@
 set -eu
 
 folder=$(pwd)/out/versions
-tests="tests/test_import_rules.py tests/core tests/rewards
+tests="tests/test_import_rules.py tests/core tests/rewards tests/trust/test_hostile_adapters.py
     tests/training/test_trainer.py tests/training/test_families.py"
 oldest_comfyui=$(sed -n 's/^requires-comfyui = ">=\([0-9.]*\)".*/\1/p' pyproject.toml)
 oldest_transformers=4.50.3  # that ComfyUI allows

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -19,6 +19,7 @@ from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
 from hypernoise.hypernoise_core.lora import LoraBranch
 from hypernoise.hypernoise_core.metadata import AdapterError, AdapterMetadata
 from hypernoise.hypernoise_core.peft_config import CONFIG_NAME, PeftConfig
+from hypernoise.tests.trust.generated import examples
 from hypernoise.tests.trust.mutation import mutate_bytes, mutate_safetensors, mutate_tree, to_json
 from hypernoise.training.arguments import read_config
 from hypernoise.training.config import TrainingConfig
@@ -125,7 +126,7 @@ def report(tally, name: str, outcomes: dict[str, int]) -> None:
 def test_mutated_adapters(seeds, tmp_path, scale, tally):
     content = seeds[".safetensors"]
     outcomes = run(
-        scale(30_000, 60_000, 1_000_000),
+        scale(30_000, 40_000, 1_000_000),
         check_adapter,
         tmp_path / "a.safetensors",
         lambda rng: mutate_safetensors(content, rng),
@@ -137,7 +138,7 @@ def test_mutated_adapters(seeds, tmp_path, scale, tally):
 def test_mutated_pickled_adapters(seeds, tmp_path, scale, tally, kind):
     (tmp_path / CONFIG_NAME).write_bytes(seeds[".peft"])
     outcomes = run(
-        scale(8_000, 20_000, 200_000),
+        scale(8_000, 10_000, 200_000),
         check_adapter,
         tmp_path / "adapter_model.bin",
         lambda rng: mutate_bytes(seeds[kind], rng),
@@ -156,7 +157,7 @@ def test_mutated_configurations_of_adapters(seeds, tmp_path, scale, tally):
         return to_json(mutate_tree(tree, rng), rng).encode("utf-8", "surrogatepass")
 
     outcomes = run(
-        scale(12_000, 25_000, 500_000),
+        scale(12_000, 15_000, 500_000),
         lambda path: check_adapter(path.with_name(WEIGHTS)),
         tmp_path / CONFIG_NAME,
         mutate,
@@ -182,7 +183,7 @@ def test_mutated_prompt_files(seeds, tmp_path, scale, tally, suffix):
             return to_json(tree, rng).encode("utf-8", "surrogatepass")
         return mutate_bytes(seeds[suffix], rng)
 
-    count = scale(9_000, 25_000, 250_000)
+    count = scale(9_000, 10_000, 250_000)
     report(tally, f"mutated prompts{suffix}", run(count, check, tmp_path / f"p{suffix}", mutate))
 
 
@@ -197,7 +198,7 @@ def test_mutated_training_configurations(tmp_path, scale, tally):
         return "read"
 
     outcomes = run(
-        scale(6_000, 30_000, 300_000),
+        scale(6_000, 10_000, 300_000),
         check,
         tmp_path / "c.toml",
         lambda rng: mutate_bytes(content, rng),
@@ -223,20 +224,10 @@ PATTERN = st.text(alphabet=string.ascii_lowercase + r".*+?()[]{}|\^$0123456789_"
 NAMES = ["proj_out", "transformer_blocks.0.attn1.to_q", "patch_embed.proj"]
 
 
-def with_hypothesis(examples: int) -> settings:
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-
-
 def test_made_up_configurations_of_adapters(scale, tally):
     line = tally("made-up adapter_config.json")
 
-    @with_hypothesis(scale(500, 2_000, 50_000))
+    @examples(scale(500, 1_000, 50_000))
     @given(
         st.dictionaries(st.sampled_from(OTHER_FIELDS), JSON, max_size=1),
         st.dictionaries(st.sampled_from(["r", "lora_alpha"]), JSON, max_size=1),
@@ -264,7 +255,7 @@ def test_made_up_metadata(scale, tally):
     good = new_adapter().metadata.to_header()
     names = st.sampled_from([*good, "replaces_noise", "base_model"])
 
-    @with_hypothesis(scale(500, 2_000, 50_000))
+    @examples(scale(500, 1_000, 50_000))
     @given(st.dictionaries(names, value, max_size=2))
     def check(entries):
         header = good | entries

@@ -12,11 +12,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from hypernoise.hypernoise_core.rewards import Ensemble, load_rewards, score_in_batches
+from hypernoise.tests.trust.generated import examples
 from hypernoise.training.evaluation.figures import side_by_side
 from hypernoise.training.scoring import find_images, read_image, score_folder
 
@@ -128,7 +129,7 @@ def test_shapes_and_values_from_a_generator_are_scored_or_refused(rewards, scale
     floats = [torch.float16, torch.float32, torch.float64]
     kinds = st.sampled_from([*floats, *floats, torch.uint8])
 
-    @settings(max_examples=scale(400, 3_000, 30_000), deadline=None, database=None)
+    @examples(scale(400, 3_000, 30_000))
     @given(shapes, inside, inside | inside | values, kinds, st.integers(0, 3))
     def check(shape, low, high, dtype, more):
         prompts = shape[0] + more // 3  # one too many at times

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hypernoise.hypernoise_core.families import FAMILIES
 from hypernoise.hypernoise_core.hypernetwork import modulate, predict_delta
 from hypernoise.tests.core.conftest import build_tiny
+from hypernoise.tests.trust.generated import examples
 from hypernoise.tests.trust.state import (
     Fault,
     FaultAt,
@@ -40,7 +40,7 @@ def test_memory_that_runs_out_at_any_operation_leaves_no_trace(name, grad, scale
     expected = run().detach()
     state, tensors, operations = State.of(tiny.network), count_tensors(), count_operations(run)
     assert operations > 100
-    for at in range(1, operations + 1, scale(9, 3, 1)):
+    for at in range(1, operations + 1, scale(9, 5, 1)):
         with FaultAt(at, out_of_memory) as fault, pytest.raises(torch.OutOfMemoryError):
             run()
         assert fault.struck
@@ -66,7 +66,7 @@ def test_memory_that_runs_out_in_the_backward_pass_leaves_no_trace(name, scale, 
     state, operations = State.of(tiny.network), count_operations(run)
 
     def fail_everywhere() -> int:
-        for at in range(operations // 2, operations + 1, scale(29, 7, 1)):
+        for at in range(operations // 2, operations + 1, scale(29, 15, 1)):
             with FaultAt(at, out_of_memory), pytest.raises(torch.OutOfMemoryError):
                 run()
             assert count_hooks(tiny.network) == 0
@@ -192,12 +192,5 @@ class Passes(RuleBasedStateMachine):
 @pytest.mark.parametrize("name", NAMES)
 def test_any_sequence_of_passes_and_faults_leaves_the_network_as_it_was(name, scale, tally):
     machine = type("Machine", (Passes,), {"name": name, "tally": tally("sequences of passes")})
-    machine.TestCase.settings = settings(
-        max_examples=scale(6, 25, 600),
-        stateful_step_count=12,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    machine.TestCase.settings = examples(scale(6, 12, 600), stateful_step_count=12)
     machine.TestCase().runTest()

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -28,6 +28,7 @@ from hypernoise.hypernoise_core.rewards.image_reward import BertTokenizer, load_
 from hypernoise.hypernoise_core.rewards.images import Preprocess
 from hypernoise.hypernoise_core.text import check_prompts, printable
 from hypernoise.tests.rewards import stand_ins
+from hypernoise.tests.trust.generated import examples
 from hypernoise.training import inference
 from hypernoise.training.pipelines import EMBEDDED, load_pipeline
 from hypernoise.training.prompt_files import read_file
@@ -148,7 +149,7 @@ TEXT = st.text(st.characters(), max_size=60) | st.text(
 def test_prompts_from_a_generator_are_scored_or_refused(rewards, scale, tally):
     counted = tally("random prompts to rewards")
 
-    @settings(max_examples=scale(300, 2_000, 20_000), deadline=None, database=None)
+    @examples(scale(300, 2_000, 20_000))
     @given(TEXT)
     def check(prompt):
         broken = any(unicodedata.category(c) == "Cs" for c in prompt)
@@ -183,7 +184,7 @@ def test_names_of_rewards_are_read_or_refused(text, tally):
 def test_what_is_printed_holds_nothing_that_a_terminal_obeys(scale, tally):
     counted = tally("random texts to the terminal")
 
-    @settings(max_examples=scale(500, 5_000, 50_000), deadline=None, database=None)
+    @examples(scale(500, 5_000, 50_000))
     @given(TEXT)
     def check(text):
         shown = printable(text)

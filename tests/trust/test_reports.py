@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hypernoise.hypernoise_core.adapter import AdapterError
 from hypernoise.hypernoise_core.text import printable
 from hypernoise.tests.comfyui.browser.conftest import CHROMIUM, OPTIONS, find_chromium
+from hypernoise.tests.trust.generated import examples
 from hypernoise.training.card import write_card
 from hypernoise.training.evaluation import figures, report
 from hypernoise.training.evaluation.figures import GainPoint, Point
@@ -186,7 +187,7 @@ def test_pages_from_a_generator_hold_no_tag_of_their_texts(tmp_path, scale, tall
 
     expected = tags_of("plain")
 
-    @settings(max_examples=scale(300, 3_000, 30_000), deadline=None, database=None)
+    @examples(scale(300, 3_000, 30_000))
     @given(texts)
     def check(text):
         assert tags_of(text) == expected
