@@ -37,8 +37,9 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         if name is not None:
             Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError) and (error.filename or _HALF).endswith(_HALF):
-            error.filename = str(path)  # a full disk names no file, and nobody knows the one beside
+        # A full disk names no file, and nobody knows the one beside.
+        if isinstance(error, OSError) and error.errno and (error.filename or _HALF).endswith(_HALF):
+            error.filename = str(path)
         raise
 
 
