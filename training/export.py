@@ -157,8 +157,6 @@ def cast(adapter: Adapter, dtype: torch.dtype) -> Adapter:
 
 
 def _cast(weight: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    if not torch.isfinite(weight).all():
-        raise ValueError(f"layer {name} has weights that are no finite numbers")
     weight = weight.detach().to(dtype)
     if not torch.isfinite(weight).all():
         raise ValueError(
