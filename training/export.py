@@ -145,7 +145,7 @@ def cast(adapter: Adapter, dtype: torch.dtype) -> Adapter:
     """The adapter with its weights in another dtype.
 
     Raises:
-        ValueError: names a layer with a weight that is too large for the dtype, or no number.
+        ValueError: names a layer with a weight that is too large for the dtype.
     """
     branches = {
         name: LoraBranch(
