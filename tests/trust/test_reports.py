@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from hypernoise.hypernoise_core.adapter import AdapterError
 from hypernoise.hypernoise_core.text import printable
-from hypernoise.tests.comfyui.browser.conftest import CHROMIUM, OPTIONS, find_chromium
 from hypernoise.tests.trust.generated import examples
 from hypernoise.training.card import write_card
 from hypernoise.training.evaluation import figures, report
@@ -43,19 +42,6 @@ HOSTILE = [
     "*bold* _it_ ~~x~~ <b>", "$\\frac{a}{b}$", "$\\foo$", "é👍שלום", "x" * 5000, "\x1b[31m", "",
 ]  # fmt: skip
 PNG = figures.as_png(figures.curves({"a": {1: 1.0}}))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = find_chromium()
-    if path is None:
-        pytest.skip(f"no Chromium found: install one or set {CHROMIUM} to its path")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=list(OPTIONS))
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

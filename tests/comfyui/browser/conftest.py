@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,17 +11,7 @@ import pytest
 
 from hypernoise.tests.comfyui.server import ComfyServer
 
-CHROMIUM = "HYPERNOISE_CHROMIUM"  # path of a Chromium, for machines where it has another name
 SCREENSHOTS = "HYPERNOISE_SCREENSHOTS"  # a folder to keep the pictures in
-OPTIONS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 WIDTH, HEIGHT = 1800, 1000
 
 
@@ -32,12 +21,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.browser)
-
-
-def find_chromium() -> str | None:
-    """The path of a Chromium or Chrome on this machine."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return os.environ.get(CHROMIUM) or next(filter(None, map(shutil.which, names)), None)
 
 
 @dataclass
@@ -107,19 +90,6 @@ class Canvas:
         if folder := os.environ.get(SCREENSHOTS):
             self.page.wait_for_timeout(4000)  # until the messages in the corner are gone
             self.page.screenshot(path=Path(folder) / f"{name}.png")
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[object]:
-    path = find_chromium()
-    if path is None:
-        pytest.skip(f"no Chromium found: install one or set {CHROMIUM} to its path")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(OPTIONS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
