@@ -60,10 +60,15 @@ def tally(request: pytest.FixtureRequest) -> Callable[[str], Tally]:
     return lambda name: _TALLIES.setdefault((name, place), Tally())
 
 
-def add_tallies(file: Path) -> None:
-    """Takes over what another process has counted."""
-    for name, place, values in json.loads(file.read_text()):
-        _TALLIES[name, place] = Tally(**values)
+@pytest.fixture
+def add_tallies() -> Callable[[Path], None]:
+    """Takes over from its file what another process has counted."""
+
+    def add(file: Path) -> None:
+        for name, place, values in json.loads(file.read_text()):
+            _TALLIES[name, place] = Tally(**values)
+
+    return add
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
