@@ -42,10 +42,9 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         _look_through(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    # What torch raises for damaged files is anything: its unpickler trusts the order of opcodes.
-    except Exception as error:
-        if isinstance(error, MemoryError | TensorFileError):
-            raise
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files raise anything: torch trusts the order of opcodes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TensorFileError(
             f"{path} is damaged, or holds more than tensors, which is refused because such a file "

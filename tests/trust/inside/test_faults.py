@@ -4,8 +4,7 @@ import gc
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from contextlib import suppress
 
 import pytest
 import torch
@@ -173,28 +172,18 @@ def test_a_fault_at_any_operation_of_a_run_leaves_no_trace(comfy, loaded, fresh,
     assert torch.equal(run(), expected)
 
 
-@dataclass
-class World:
-    """Two hypernetworks and what each run of them must give."""
-
-    comfy: Any
-    loaded: Any
-    adapters: list
-    expected: dict
-
-    def sample(self, which: int, strength: float) -> torch.Tensor:
-        model = apply(self.comfy, self.loaded.model, self.adapters[which], strength)
-        return self.comfy.sample(model, self.loaded.prompt, self.loaded.latent)
-
-
 def test_any_sequence_of_runs_and_faults_leaves_the_model_as_it_was(comfy, loaded, scale, tally):
     import comfy.model_management as management
 
     names = (stand_ins.FILE, stand_ins.OTHER)
     adapters = [comfy.run("HyperNoise_LoadHypernetwork", hypernetwork=n)[0] for n in names]
-    world = World(comfy, loaded, adapters, {})
     strengths = (0.0, 0.5, 1.0, -1.0)
-    world.expected = {(w, s): world.sample(w, s) for w in (0, 1) for s in strengths}
+
+    def sample(which: int, strength: float) -> torch.Tensor:
+        model = apply(comfy, loaded.model, adapters[which], strength)
+        return comfy.sample(model, loaded.prompt, loaded.latent)
+
+    expected = {(which, s): sample(which, s) for which in (0, 1) for s in strengths}
     state, tensors = State.of(loaded.network), None
 
     def interrupt(at: int) -> None:
@@ -207,15 +196,17 @@ def test_any_sequence_of_runs_and_faults_leaves_the_model_as_it_was(comfy, loade
         handle = layers[at % len(layers)].register_forward_pre_hook(stop)
         try:
             with pytest.raises(management.InterruptProcessingException):
-                world.sample(rng.randrange(2), 1.0)
+                sample(rng.randrange(2), 1.0)
         finally:
             handle.remove()
 
     def fail(at: int) -> None:
         forget(adapters[0])
         with FaultAt(at, rng.choice((Fault, out_of_memory)), times=rng.choice((1, 10**6))):
-            with pytest.raises((Fault, torch.OutOfMemoryError)) if at < 50 else _either():
-                world.sample(0, 1.0)
+            # Behind the pass's first operations it may be made again, image by image.
+            errors = (Fault, torch.OutOfMemoryError)
+            with pytest.raises(errors) if at < 50 else suppress(*errors):
+                sample(0, 1.0)
         forget(adapters[0])  # made image by image it differs by rounding
 
     for seed in range(scale(6, 15, 600)):
@@ -226,8 +217,8 @@ def test_any_sequence_of_runs_and_faults_leaves_the_model_as_it_was(comfy, loade
                 which, strength = rng.randrange(2), rng.choice(strengths)
                 if rng.random() < 0.5:
                     forget(adapters[which])
-                found = world.sample(which, strength)
-                assert torch.equal(found, world.expected[which, strength]), f"seed {seed}"
+                found = sample(which, strength)
+                assert torch.equal(found, expected[which, strength]), f"seed {seed}"
             elif step == 2:
                 interrupt(rng.randrange(100))
             elif step == 3:
@@ -246,13 +237,3 @@ def test_any_sequence_of_runs_and_faults_leaves_the_model_as_it_was(comfy, loade
         tensors = tensors or count_tensors()
         assert count_tensors() <= tensors, f"seed {seed}: tensors leaked"
         tally("sequences of sampling runs").count("no trace")
-
-
-class _either:
-    """Whether the run fails depends on where the fault struck."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> bool:
-        return kind is not None and issubclass(kind, (Fault, torch.OutOfMemoryError))
