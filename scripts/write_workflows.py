@@ -90,7 +90,7 @@ class Graph:
         if inputs:
             raise ValueError(f"{kind} has no inputs {sorted(inputs)}")
         lines = max(len(slots), len(spec["output"])) + len(values)
-        size = (COLUMNS[column + 1] - COLUMNS[column] - 60, tall or 40 + 24 * lines)
+        size = (COLUMNS[column + 1] - COLUMNS[column] - 60, tall or 16 + 24 * lines)
         self._place(kind, (COLUMNS[column], y), size, slots, values)
         node = self.nodes[-1]
         node["outputs"] = [
