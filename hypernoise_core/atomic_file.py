@@ -18,8 +18,8 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` to write into; at the end it is brought to the disk and renamed over it.
 
     Folders are made as needed. Where the block raises, or the disk is full, `path` stays as it was
-    and nothing is left beside it. A process that is killed leaves the file beside, see
-    `remove_halves`.
+    and nothing is left beside it. A process that is killed, or a disk that becomes read-only,
+    leaves the file beside, see `remove_halves`.
 
     Raises:
         OSError: it cannot be written; names `path`.
@@ -36,7 +36,8 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         os.replace(name, path)
     except BaseException as error:
         if name is not None:
-            Path(name).unlink(missing_ok=True)
+            with suppress(OSError):  # the disk has become read-only: `remove_halves`, later
+                Path(name).unlink(missing_ok=True)
         # A full disk names no file, and nobody knows the one beside.
         if isinstance(error, OSError) and error.errno and (error.filename or _HALF).endswith(_HALF):
             error.filename = str(path)
