@@ -132,7 +132,7 @@ def test_the_generator_reads_every_prompt_or_refuses_it(pipeline, tally):
 
 
 def test_very_many_prompts_are_encoded(pipeline, rewards, scale):
-    count = scale(2_000, 20_000, 100_000)
+    count = scale(2_000, 10_000, 100_000)
     prompts = [f"{i % 500} red circles" for i in range(count)]
     conditioning = encode_prompts(pipeline, prompts, batch_size=64)
     assert {len(rows) for rows in conditioning.values()} == {count}
@@ -149,7 +149,7 @@ TEXT = st.text(st.characters(), max_size=60) | st.text(
 def test_prompts_from_a_generator_are_scored_or_refused(rewards, scale, tally):
     counted = tally("random prompts to rewards")
 
-    @examples(scale(300, 2_000, 20_000))
+    @examples(scale(300, 1_000, 10_000))
     @given(TEXT)
     def check(prompt):
         broken = any(unicodedata.category(c) == "Cs" for c in prompt)
@@ -455,7 +455,7 @@ def commands(folder: Path) -> dict[str, tuple[list[str], bool]]:
 @pytest.mark.slow
 def test_commands_end_well_or_with_one_message_and_obey_no_prompt(tmp_path, scale, tally):
     counted = tally("hostile command lines")
-    for name, (arguments, is_good) in list(commands(tmp_path).items())[:: scale(3, 1, 1)]:
+    for name, (arguments, is_good) in list(commands(tmp_path).items())[:: scale(3, 2, 1)]:
         result = hypernoise(*arguments, cwd=tmp_path)
         output = result.stdout + result.stderr
         assert result.returncode == (0 if is_good else 2), (name, output.decode())

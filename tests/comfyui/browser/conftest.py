@@ -14,6 +14,14 @@ from hypernoise.tests.comfyui.server import ComfyServer
 SCREENSHOTS = "HYPERNOISE_SCREENSHOTS"  # a folder to keep the pictures in
 WIDTH, HEIGHT = 1800, 1000
 
+# ComfyUI's veil over the page fades out and is then removed; when the next one comes before that,
+# on a slow machine, the first is forgotten and no click reaches the page any more.
+NO_FADING = """
+    const style = new CSSStyleSheet()
+    style.replaceSync(".p-blockui-mask { animation: none !important }")
+    document.adoptedStyleSheets = [style]
+"""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test below this folder needs a browser."""
@@ -103,6 +111,7 @@ def canvas(browser, server: ComfyServer) -> Iterator[Canvas]:
     urllib.request.urlopen(request, timeout=60).close()
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
     problems: list[str] = []
+    page.add_init_script(NO_FADING)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(f"http://{server.address}/")
     page.wait_for_selector("[data-testid=queue-button]", timeout=180_000)

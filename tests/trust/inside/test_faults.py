@@ -154,7 +154,7 @@ def test_a_fault_at_any_operation_of_a_run_leaves_no_trace(comfy, loaded, fresh,
     with FaultAt(10**9, Fault) as counter:
         run()
     states, tensors = (State.of(network), State.of(adapter)), count_tensors()
-    for at in range(1, counter.count + 1, scale(61, 23, 1)):
+    for at in range(1, counter.count + 1, scale(61, 31, 1)):
         for error in (Fault, out_of_memory):
             try:
                 with FaultAt(at, error):
@@ -209,7 +209,7 @@ def test_any_sequence_of_runs_and_faults_leaves_the_model_as_it_was(comfy, loade
                 sample(0, 1.0)
         forget(adapters[0])  # made image by image it differs by rounding
 
-    for seed in range(scale(6, 15, 600)):
+    for seed in range(scale(4, 8, 200)):
         rng = random.Random(seed)
         for _ in range(8):
             step = rng.randrange(6)
