@@ -157,7 +157,7 @@ def test_mutated_configurations_of_adapters(seeds, tmp_path, scale, tally):
         return to_json(mutate_tree(tree, rng), rng).encode("utf-8", "surrogatepass")
 
     outcomes = run(
-        scale(12_000, 15_000, 200_000),
+        scale(12_000, 12_000, 200_000),
         lambda path: check_adapter(path.with_name(WEIGHTS)),
         tmp_path / CONFIG_NAME,
         mutate,

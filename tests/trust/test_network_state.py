@@ -66,7 +66,7 @@ def test_memory_that_runs_out_in_the_backward_pass_leaves_no_trace(name, scale, 
     state, operations = State.of(tiny.network), count_operations(run)
 
     def fail_everywhere() -> int:
-        for at in range(operations // 2, operations + 1, scale(29, 23, 3)):
+        for at in range(operations // 2, operations + 1, scale(29, 29, 3)):
             with FaultAt(at, out_of_memory), pytest.raises(torch.OutOfMemoryError):
                 run()
             assert count_hooks(tiny.network) == 0

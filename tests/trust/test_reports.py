@@ -335,7 +335,7 @@ def test_cards_of_changed_reports_are_escaped_or_refused(adapter, tmp_path, scal
     check_evaluated(write_card(weights, out, path))
     rng = random.Random(0)
     values = [*HOSTILE, None, 7, -1, [], {}, "nan", float("inf"), True, {"<script>": 1}]
-    for _ in range(scale(200, 1_000, 20_000)):
+    for _ in range(scale(200, 500, 20_000)):
         tree = good_report()
         owner, key = rng.choice(list(places(tree)))
         if rng.random() < 0.2 or not isinstance(owner, dict):

@@ -99,7 +99,7 @@ def test_kill_9_at_random_moments_loses_nothing(server, work, reference, tmp_pat
     forked, alone = time.monotonic() - began, 12.0  # seconds that a run takes about
     arguments = ["--save_dir", "run", "--resume"]
     kills = 0
-    while kills < scale(3, 15, 200):
+    while kills < scale(3, 10, 200):
         if kills % 10 == 9:
             log = tmp_path / "fresh.log"
             with fresh(work, "--config", "config.toml", *arguments, log=log) as process:
@@ -150,7 +150,7 @@ def test_kill_9_at_every_call_that_changes_a_file_loses_nothing(
     assert server.train(work, *short, "--save_dir", whole, first=_die(whole, 0)).returncode == 0
     calls = int((tmp_path / CALLS).read_text())
     assert calls > 60
-    for call in range(1, calls + 1, scale(24, 6, 1)):
+    for call in range(1, calls + 1, scale(24, 9, 1)):
         killed = server.train(work, *short, "--save_dir", run, first=_die(run, call))
         assert killed.returncode == -signal.SIGKILL, f"call {call}: {killed.errors}"
         halves = len(list(run.rglob("*.part")))
@@ -248,7 +248,7 @@ def test_a_full_disk_loses_nothing(server, work, reference, tmp_path, scale, tal
     assert server.train(work, "--keep_last", "9", "--save_dir", whole).returncode == 0
     pages = sum(-(-path.stat().st_size // 4096) for path in whole.rglob("*") if path.is_file())
     with small_disk(disk, "size=64m"):
-        for size in range(2, pages, pages // scale(2, 6, 40)):
+        for size in range(2, pages, pages // scale(2, 4, 40)):
             remount(disk, f"size={4 * size}k")
             result = server.train(work, *keep_all, "--resume")
             if result.returncode:
