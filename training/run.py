@@ -2,7 +2,7 @@
 
 The folder holds config.toml, metrics.jsonl, report.html, checkpoints/, evaluations/, the adapter as
 of the last checkpoint (hypernoise.safetensors, or lora.safetensors of a fine-tune), and as of the
-best evaluation (best.safetensors).
+best evaluation (best.safetensors). A lock on it (.lock) is held while a process trains there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..hypernoise_core.adapter import save_adapter
@@ -237,6 +238,20 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
     return Run(config, prepare(config))
 
 
+def _locked(folder: Path) -> FileLock:
+    """A lock on the run, which the system takes back from a process that is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder}: another process is training there; wait for it or end it, or choose "
+            f"another --save_dir"
+        ) from None
+    return lock
+
+
 def _check_writable(folder: Path) -> None:
     """Before hours of encoding; makes nothing yet."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -259,11 +274,14 @@ class Run:
         parts: from `prepare`.
 
     Raises:
-        ValueError: the checkpoint is of other settings or prompts.
+        OSError: the folder cannot be written.
+        ValueError: the checkpoint is of other settings or prompts, or another process trains there.
     """
 
     def __init__(self, config: TrainingConfig, parts: Parts) -> None:
         self.config, self.parts, self.folder = config, parts, config.save_dir
+        self.is_main = parts.accelerator.is_main_process
+        self._lock = _locked(self.folder) if self.is_main else None
         torch.manual_seed(config.seed)  # for what draws without a generator; loading has drawn
         self.trainer = parts.trainer(config)
         self.checkpoints = Checkpoints(self.folder / _CHECKPOINTS, config.keep_last)
@@ -275,7 +293,6 @@ class Run:
         if self.checkpoints.paths():
             self._load()
         self.stopped_by: signal.Signals | None = None
-        self.is_main = parts.accelerator.is_main_process
         self.log = self._open_log() if self.is_main else None
         self.held_out = self._held_out() if config.log_every and parts.prompts.held_out else None
 
@@ -330,6 +347,9 @@ class Run:
             if (explained := self._explained(error)) is None:
                 raise
             raise explained from error
+        finally:
+            if self._lock is not None:
+                self._lock.release()
         return self.adapter_file
 
     def _train(self) -> None:

@@ -221,6 +221,17 @@ def small_disk(path: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
+@contextmanager
+def read_only(disk: Path) -> Iterator[None]:
+    """As after an error of the disk, also where files are open: a read-only mount on top of it."""
+    subprocess.run(["mount", "--bind", disk, disk], check=True)
+    try:
+        remount(disk, "bind,ro")
+        yield
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
 def remount(path: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(path)], check=True)
 
@@ -331,17 +342,27 @@ def test_a_disk_that_becomes_read_only_loses_nothing(server, work, reference, tm
         arguments = ["--save_dir", disk / "a" / "b" / "run"]  # parents are made
         started = server.start(work, *arguments, first=SLOW)
         started.wait_until(lambda: step(disk / "a" / "b" / "run") >= 2)
-        while subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode:
-            time.sleep(0.01)
-        result = started.wait()
+        with read_only(disk):
+            result = started.wait()
         assert result.returncode == 2 and "Read-only file system" in result.message
         assert f"{disk}/a/b/run" in result.message and "--resume goes on" in result.message
-        remount(disk, "rw")
         assert_whole(disk / "a" / "b" / "run", halves=True)
         assert server.train(work, *arguments, "--resume").returncode == 0
         assert_whole(disk / "a" / "b" / "run")
         assert not differences(disk / "a" / "b" / "run", reference)
     tally("the disk becomes read-only under way").count("ended with a message, resumed")
+
+
+def test_a_run_under_way_is_not_touched_by_another(server, work, reference, tmp_path, tally):
+    run = tmp_path / "run"
+    started = server.start(work, "--save_dir", run, first=SLOW)
+    started.wait_until(lambda: step(run) >= 1)
+    result = server.train(work, "--save_dir", run, "--resume")
+    assert result.returncode == 2 and result.message.startswith(f"hypernoise: {run}: another")
+    assert started.poll() is None, "the first one was over too soon to show anything"
+    assert started.wait().returncode == 0
+    assert not differences(run, reference)
+    tally("a second process goes on with a run that is under way").count("refused")
 
 
 SLOW = """
