@@ -76,6 +76,16 @@ class ComfyServer:
         with urllib.request.urlopen(f"http://{self.address}{path}", timeout=60) as answer:
             return answer.read()
 
+    def post(self, path: str, value: object) -> bytes:
+        """The body of POST `path` with a value as JSON."""
+        request = urllib.request.Request(
+            f"http://{self.address}{path}",
+            json.dumps(value).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
     def object_info(self) -> dict[str, dict]:
         """Every node type with its inputs and outputs."""
         return json.loads(self.get("/object_info"))
@@ -120,13 +130,9 @@ class ComfyServer:
         return True
 
     def _queue(self, graph: dict, client: str) -> str:
-        body = json.dumps({"prompt": graph, "client_id": client}).encode()
-        request = urllib.request.Request(
-            f"http://{self.address}/prompt", body, {"Content-Type": "application/json"}
-        )
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.load(answer)["prompt_id"]
+            queued = self.post("/prompt", {"prompt": graph, "client_id": client})
+            return json.loads(queued)["prompt_id"]
         except urllib.error.HTTPError as error:
             raise Refused(error.read().decode()) from error
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,12 +102,7 @@ class Canvas:
 @pytest.fixture
 def canvas(browser, server: ComfyServer) -> Iterator[Canvas]:
     """A fresh page, past the greeting for newcomers."""
-    request = urllib.request.Request(
-        f"http://{server.address}/settings/Comfy.TutorialCompleted",
-        b"true",
-        {"Content-Type": "application/json"},
-    )
-    urllib.request.urlopen(request, timeout=60).close()
+    server.post("/settings/Comfy.TutorialCompleted", True)
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
     problems: list[str] = []
     page.add_init_script(NO_FADING)
