@@ -29,7 +29,7 @@ bench: $(COMFYUI_INSTALLED)  ## what passes, graphs and training cost; leave the
 test: $(COMFYUI_INSTALLED)  ## every test, those that start a real ComfyUI server too
 	$(PYTEST) $(ARGS)
 
-trust: $(COMFYUI_INSTALLED)  ## hostile files, broken inputs and crashes: some twelve minutes of them
+trust: $(COMFYUI_INSTALLED)  ## hostile files, broken inputs and crashes: some ten minutes of them
 	HYPERNOISE_TRUST=short $(PYTEST) tests/trust $(ARGS)
 
 trust-long: $(COMFYUI_INSTALLED)  ## the same, as often as docs/reliability.md says
