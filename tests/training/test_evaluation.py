@@ -408,7 +408,7 @@ def run(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
         [*command, *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
     )
 
 

@@ -158,7 +158,6 @@ def test_processes_share_the_work_and_find_each_other_s_shards(tmp_path):
             [sys.executable, "-c", _WORKER, str(tmp_path), str(index), "2"],
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         for index in range(2)
     ]

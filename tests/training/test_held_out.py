@@ -1,6 +1,5 @@
 """Evaluation in training: pairs on the same noise, honest intervals, and the sign of hacking."""
 
-import os
 import random
 import subprocess
 import sys
@@ -248,7 +247,6 @@ def test_processes_that_share_the_work_get_the_result_of_one(tmp_path, adapter):
         [sys.executable, *launcher, str(script), str(tmp_path)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stderr
     one = make_held_out(5, viz_noise=True).measure(adapter)

@@ -75,7 +75,7 @@ def command(*arguments: str, processes: int = 1) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
 def train(folder: Path, *arguments: str, processes: int = 1, **options):

@@ -26,7 +26,7 @@ def run(
         [sys.executable, *launcher, *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "COLUMNS": "200"},
     )
 
 

@@ -222,7 +222,7 @@ def _run(
 
 
 def environment(**variables: str) -> dict[str, str]:
-    fixed = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    fixed = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     return {**os.environ, **fixed, **variables}
 
 

@@ -423,7 +423,7 @@ def hypernoise(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
         [sys.executable, "-c", script, *arguments],
         cwd=cwd,
         capture_output=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
         timeout=300,
     )
 
