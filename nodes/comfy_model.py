@@ -1,4 +1,4 @@
-"""The hypernetwork inside ComfyUI's sampling: the one file that knows ModelPatcher and guiders.
+"""The hypernetwork inside ComfyUI's sampling: the file that knows ModelPatcher and its wrappers.
 
 ComfyUI runs the wrapper registered here when a sampler is about to start. At that moment the model
 is loaded, the prompts are encoded and the noise lies on the model's device. The wrapper runs the
@@ -6,16 +6,15 @@ model once with the hypernetwork's branches attached, adds the result to the noi
 to the sampler.
 """
 
+import copy
 import logging
-import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import comfy.hooks
 import comfy.model_management
-import comfy.model_sampling
 import comfy.sample
-import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
 import torch
@@ -28,6 +27,7 @@ from ..hypernoise_core.lora import LoraTarget
 from . import less_memory
 from .delta_cache import DeltaCache, UncacheableError, digest
 from .layer_names import layer_targets, output_sign
+from .sampling_run import SamplingRun
 
 KEY = "hypernoise"
 LOG = logging.getLogger("hypernoise")
@@ -35,6 +35,7 @@ LEAVE, SCALE = "leave the noise alone", "scale the change by sigma"
 PARTIAL_NOISE = (LEAVE, SCALE)  # what to do where sampling starts below full noise
 STOP, PLAIN = "stop", "use the plain noise"
 OUT_OF_MEMORY = (STOP, PLAIN)  # what to do where there is no memory even for a pass of one image
+_WEIGHT_HOOK = comfy.hooks.EnumHookType.Weight
 
 
 class WholeModelPatcher(ModelPatcher):
@@ -51,13 +52,24 @@ class WholeModelPatcher(ModelPatcher):
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
         return 0  # nothing freed; ComfyUI then unloads the model completely
 
+    def made_by(self, make: Callable[[], "WholeModelPatcher"]) -> "WholeModelPatcher":
+        """Itself, knowing how to be made again: that is how ComfyUI copies a model to another GPU.
+
+        Args:
+            make: gives one with weights of its own, as they were before anything patched them.
+        """
+        self.cached_patcher_init = (lambda disable_dynamic=True: make(), ())
+        return self
+
 
 def manage(module: torch.nn.Module) -> WholeModelPatcher:
     """Hand a frozen module to ComfyUI's memory management; it is `.model.module` of the result."""
     holder = _Holder(module.requires_grad_(False).eval())
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    return WholeModelPatcher(holder, device, offload_device)
+    patcher = WholeModelPatcher(holder, device, offload_device)
+    # Nothing patches such a module, so a copy is as good as one that is loaded anew.
+    return patcher.made_by(lambda: manage(copy.deepcopy(module)))
 
 
 class _Holder(torch.nn.Module):
@@ -117,7 +129,10 @@ def apply(
 
     Raises:
         AdapterError: the hypernetwork does not fit the model's network.
+        ValueError: a choice is none of those that its widget offers.
     """
+    check_choice("at_partial_noise", at_partial_noise, PARTIAL_NOISE)
+    check_choice("out_of_memory", out_of_memory, OUT_OF_MEMORY)
     if strength == 0:
         return model
     hypernetwork = hypernoise.hypernetwork
@@ -129,70 +144,64 @@ def apply(
     parts = [Part(hypernoise, targets, strength, noise_prompt, at_partial_noise, out_of_memory)]
     for earlier in model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         parts = [*earlier.parts, *parts]
-    modulated = model.clone()
-    modulated.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
-    modulated.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, NoiseModulation(parts))
+    modulated = _clone_with_hooks(model, noise_prompt or [])
+    wrappers = {
+        WrappersMP.SAMPLER_SAMPLE: NoiseModulation(parts),
+        WrappersMP.PREPARE_SAMPLING: _prepare_on_the_model_s_device,
+    }
+    for kind, wrapper in wrappers.items():
+        modulated.remove_wrappers_with_key(kind, KEY)
+        modulated.add_wrapper_with_key(kind, KEY, wrapper)
     # ComfyUI loads these beside the model before it samples.
-    patchers = list(dict.fromkeys(part.hypernoise.patcher for part in parts))
-    modulated.set_additional_models(KEY, patchers)
+    modulated.set_additional_models(KEY, [patcher.clone() for patcher in _patchers(parts)])
     return modulated
 
 
-@dataclass(frozen=True)
-class SamplingRun:
-    """What ComfyUI hands to a sampler; B, C, H, W are those of the latents."""
+def check_choice(widget: str, value: object, choices: Sequence[str]) -> None:
+    """A linked widget can hand over anything.
 
-    guider: comfy.samplers.CFGGuider
-    sigmas: torch.Tensor
-    noise: torch.Tensor
-    latent_image: torch.Tensor | None = None
-    denoise_mask: torch.Tensor | None = None
-    seed: int | None = None
+    Raises:
+        ValueError: the value is none of the choices; names them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{widget} is {value!r}, choose from {', '.join(map(repr, choices))}")
 
-    @property
-    def model(self) -> Any:
-        """The loaded BaseModel."""
-        return self.guider.inner_model
 
-    @property
-    def model_objects(self) -> list[object]:
-        """The model and what nodes have put in the place of its parts, by their names' order."""
-        replaced = self.guider.model_patcher.object_patches
-        return [self.model, *(replaced[name] for name in sorted(replaced))]
+def _patchers(parts: Iterable[Part]) -> list[ModelPatcher]:
+    """Those of the parts' hypernetworks, each once."""
+    return list(dict.fromkeys(part.hypernoise.patcher for part in parts))
 
-    @property
-    def start(self) -> float:
-        """The first sigma."""
-        return float(self.sigmas[0])
 
-    @property
-    def full(self) -> float:
-        """The sigma of pure noise, the only one that a hypernetwork knows."""
-        return float(self.model.model_sampling.sigma_max)
+def _prepare_on_the_model_s_device(
+    executor: Any, model: ModelPatcher, *args: Any, **kwargs: Any
+) -> Any:
+    """The PREPARE_SAMPLING wrapper: nodes may have moved the model since it got its hypernetworks.
 
-    @property
-    def starts_at_full_noise(self) -> bool:
-        """Whether no image is mixed into the noise."""
-        return self.start >= self.full or math.isclose(self.start, self.full, rel_tol=1e-5)
+    Arguments and result are those of ComfyUI's `prepare_sampling`.
+    """
+    for patcher in model.get_additional_models_with_key(KEY):
+        patcher.load_device = model.load_device
+    return executor(model, *args, **kwargs)
 
-    def prompt(self, noise_prompt: list | None = None) -> list[dict]:
-        """The sampler's positive conditioning, or this one, without ControlNet and GLIGEN."""
-        if noise_prompt is None:
-            conds = self.guider.conds.get("positive") or []
-        else:
-            conds = comfy.samplers.process_conds(
-                self.model,
-                self.noise,
-                {"noise_prompt": comfy.sampler_helpers.convert_cond(noise_prompt)},
-                self.noise.device,
-                self.latent_image,
-                self.denoise_mask,
-                self.seed,
-            )["noise_prompt"]
-        return [
-            {key: value for key, value in cond.items() if key not in ("control", "gligen")}
-            for cond in conds
-        ]
+
+def _clone_with_hooks(model: ModelPatcher, prompt: list) -> ModelPatcher:
+    """A clone that can act on the LoRA hooks of a prompt that no sampler sees.
+
+    ComfyUI registers those of a sampler's prompts on the model when sampling begins.
+    """
+    hooks = [
+        hook
+        for _, extra in prompt
+        for hook in (extra.get("hooks") or comfy.hooks.HookGroup()).get_type(_WEIGHT_HOOK)
+    ]
+    # As for a sampler's prompts: ComfyUI cannot patch weights that it streams.
+    streams = bool(hooks) and model.is_dynamic()
+    clone = model.get_non_dynamic_delegate() if streams else model.clone()
+    target = comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model)
+    for hook in hooks:
+        if hook.hook_ref not in clone.hook_patches:
+            hook.add_hook_patches(clone, clone.model_options, target, comfy.hooks.HookGroup())
+    return clone
 
 
 class NoiseModulation:
@@ -229,44 +238,76 @@ class NoiseModulation:
         if comfy.model_management.in_training:
             return None  # ComfyUI's training nodes pass through here with made-up sigmas
         active = []
-        for part in self.parts:
+        for part in self._loaded_parts(run):
             prompt = run.prompt(part.noise_prompt)
             if reason := _reason_to_leave(run, part, prompt):
-                self._say_once(f"{part.hypernoise.name} is not used: {reason}")
+                self._say_once(logging.WARNING, f"{part.hypernoise.name} is not used: {reason}")
             else:
-                active.append((part, prompt))
+                active.append((part, run.active(prompt)))
         if not active:
             return None
         total = torch.zeros_like(run.noise)
+        share = 1.0 if run.starts_from_noise_alone else run.start / run.full
         progress = comfy.utils.ProgressBar(len(active))
         for part, prompt in active:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            share = 1.0 if run.starts_at_full_noise else run.start / run.full
+            if not run.starts_at_full_noise:
+                self._say_once(logging.INFO, f"{part.hypernoise.name} {_use_below_full(run)}")
             delta = predict(run, part, prompt)
             if delta is not None:
                 total += part.strength * share * delta
             progress.update(1)
         return total
 
-    def _say_once(self, message: str) -> None:
+    def _loaded_parts(self, run: SamplingRun) -> list[Part]:
+        """The parts with the hypernetworks that ComfyUI has loaded beside the run's model.
+
+        Where a node has moved the model to another GPU, those are copies.
+        """
+        beside = run.guider.model_patcher.get_additional_models_with_key(KEY)
+        loaded = dict(zip(_patchers(self.parts), beside, strict=True))
+        own = [part.hypernoise for part in self.parts]
+        here = [replace(hypernoise, patcher=loaded[hypernoise.patcher]) for hypernoise in own]
+        return [
+            replace(part, hypernoise=hypernoise)
+            for part, hypernoise in zip(self.parts, here, strict=True)
+        ]
+
+    def _say_once(self, level: int, message: str) -> None:
         if message not in self._said:
             self._said.add(message)
-            LOG.warning("HyperNoise: %s", message)
+            LOG.log(level, "HyperNoise: %s", message)
 
 
 def _reason_to_leave(run: SamplingRun, part: Part, prompt: list[dict]) -> str | None:
     """Why the noise must stay as it is; None if it is to be modulated."""
-    if torch.count_nonzero(run.noise) == 0:
-        return "the sampler adds no noise (add_noise is off), there is nothing to modulate."
-    if not run.starts_at_full_noise and part.at_partial_noise == LEAVE:
+    if not run.uses_noise:
         return (
-            f"sampling starts at sigma {run.start:.4g} instead of {run.full:.4g} (denoise below 1, "
-            f"a later first step, or the scheduler ddim_uniform), not from pure noise. "
-            f"at_partial_noise on Apply Noise Hypernetwork changes that."
+            "the sampler adds no noise (add_noise is off, or the model starts from the latent "
+            "alone), there is nothing to modulate."
+        )
+    if not run.starts_from_noise_alone and part.at_partial_noise == LEAVE:
+        return (
+            f"sampling starts at sigma {run.start:.4g} instead of {run.full:.4g} on a latent that "
+            f"is not empty (denoise below 1, a later first step, or a scheduler that begins "
+            f"lower), so an image is mixed into the noise. at_partial_noise changes that."
         )
     if not prompt:
         return "the sampler has no positive conditioning to read the prompt from."
+    if not run.active(prompt):
+        return (
+            f"no prompt is active at sigma {run.start:.4g}, where sampling starts; the time ranges "
+            f"of its prompts begin later or end before."
+        )
     return None
+
+
+def _use_below_full(run: SamplingRun) -> str:
+    """What is done with the change where sampling starts below full noise."""
+    start = f"sampling starts at sigma {run.start:.4g} instead of {run.full:.4g}"
+    if run.starts_from_noise_alone:
+        return f"is used in full: {start}, but on an empty latent, so from noise alone."
+    return f"is used with its change times {run.start / run.full:.4g}: {start} (at_partial_noise)."
 
 
 def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | None:
@@ -281,8 +322,8 @@ def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | 
     """
     if run.noise.ndim != 4:
         raise ValueError(
-            f"Apply Noise Hypernetwork works on image latents of shape (batch, channels, height, "
-            f"width), this one has {run.noise.ndim} dimensions. Take the node out of workflows for "
+            f"A noise hypernetwork works on image latents of shape (batch, channels, height, "
+            f"width), this one has {run.noise.ndim} dimensions. Take its node out of workflows for "
             f"video, audio or combined latents."
         )
     key = _cache_key(run, prompt)
@@ -345,65 +386,60 @@ def _cache_key(run: SamplingRun, prompt: list[dict]) -> Hashable | None:
     patcher = run.guider.model_patcher
     replaced = tuple(sorted(patcher.object_patches))
     try:
-        return patcher.patches_uuid, replaced, run.full, digest([run.noise, prompt])
+        return patcher.patches_uuid, replaced, digest([run.noise, prompt])
     except UncacheableError:
         return None
 
 
 def _run_network(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor:
-    """What f does to the noise: the raw output of diffusers' network with the branches on it.
-
-    ComfyUI returns the denoised latent x0 = x - sigma * output, for flow models and for models
-    that predict the noise alike; areas, masks and several prompts are weighted by ComfyUI.
-    """
-    sampling = run.model.model_sampling
-    if not isinstance(sampling, (comfy.model_sampling.CONST, comfy.model_sampling.EPS)):
-        raise TypeError(
-            f"Apply Noise Hypernetwork works with flow models and with models that predict the "
-            f"noise; {type(run.model).__name__} is neither."
-        )
-    sigma = torch.full_like(run.noise[:, 0, 0, 0], run.full)
-    x = sampling.noise_scaling(sigma[0], run.noise, torch.zeros_like(run.noise), max_denoise=True)
-    # Fresh options: patches, caches and compiled modules of the sampling run must neither act in
-    # this pass nor remember it.
-    options = {"transformer_options": {"sample_sigmas": run.sigmas}}
-    with part.hypernoise.hypernetwork.attached(run.model.diffusion_model, part.targets) as ran:
-        x0 = comfy.samplers.calc_cond_batch(run.model, [prompt], x, sigma, options)[0]
-    # Where no prompt is active (areas, time ranges) ComfyUI returns exact zeros.
-    covered = x0.ne(0).any(dim=1, keepdim=True)
+    """What f does to the noise: the raw output of diffusers' network with the branches on it."""
+    hypernetwork, network = part.hypernoise.hypernetwork, run.model.diffusion_model
+    with hypernetwork.attached(network, part.targets) as ran:
+        output, covered = run.raw_output(prompt)
     missed = sorted({target.module for target in part.targets.values()} - ran)
     if missed and covered.any():
         raise AdapterError(
-            f"{part.hypernoise.name}: {type(run.model.diffusion_model).__name__} ran without "
-            f"calling {len(missed)} of its layers ({missed[0]} for one), so the hypernetwork "
-            f"cannot act on them. Models with fused kernels do that; load the model another way."
+            f"{part.hypernoise.name}: {type(network).__name__} ran without calling {len(missed)} "
+            f"of its layers ({missed[0]} for one), so the hypernetwork cannot act on them. Models "
+            f"with fused kernels do that; load the model another way."
         )
-    output = output_sign(run.model) * (x - x0) / run.full
-    delta = part.hypernoise.hypernetwork.delta(output, run.noise)
-    return torch.where(covered, delta, torch.zeros_like(x))
+    delta = hypernetwork.delta(output_sign(run.model) * output, run.noise)
+    return torch.where(covered, delta, torch.zeros_like(delta))
 
 
 def modulated_noise(
-    model: ModelPatcher, positive: list, noise: torch.Tensor, seed: int
+    model: ModelPatcher,
+    positive: list,
+    noise: torch.Tensor,
+    seed: int,
+    latent: dict | None = None,
+    sigmas: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The noise that samplers of `model` (from `apply`) start from.
 
     Args:
         positive: the CONDITIONING that a sampler would get.
         noise: (B, C, H, W), on the CPU.
+        latent: the LATENT that it would start on; None: an empty one.
+        sigmas: its SIGMAS; None: it starts at full noise.
 
     Returns:
         Like `noise`. ComfyUI loads the model for it, as for sampling.
     """
+    latent = latent or {"samples": torch.zeros_like(noise)}
+    if sigmas is None:
+        sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
+    if len(sigmas) == 0:
+        return noise  # as no sampler runs
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
-    highest = model.get_model_object("model_sampling").sigma_max
     sampler = _NoiseTaker()
     guider.sample(
         noise,
-        torch.zeros_like(noise),
+        latent["samples"],
         sampler,
-        torch.tensor([float(highest), 0.0]),
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
         disable_pbar=True,
         seed=seed,
     )

@@ -11,8 +11,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..hypernoise_core.reno import RenoConfig, RenoResult, optimise_noise
-from .comfy_model import SamplingRun
 from .rewards import Rewards
+from .sampling_run import SamplingRun
 
 KEY = "hypernoise_reno"
 _NO_GRADIENT = ("modified by an inplace operation", "no autograd formula")  # of torch's errors
@@ -37,6 +37,7 @@ def search(
         OOM_EXCEPTION: the gradient did not fit into memory.
     """
     loaded = model.clone()
+    loaded.remove_additional_models("multigpu")  # copies on other GPUs, which no gradient reaches
     loaded.set_additional_models(KEY, [vae.patcher, *rewards.patchers.values()])
     guider = comfy.samplers.CFGGuider(loaded)
     guider.inner_set_conds({"positive": positive})

@@ -1,10 +1,13 @@
 """Apply Noise Hypernetwork: what it does to the noise, and that it leaves no trace."""
 
 import copy
+import dataclasses
 import logging
 
 import pytest
 import torch
+
+IMAGE = {"samples": torch.full((2, 16, 8, 8), 0.3)}  # a LATENT that is not empty
 
 
 def states(network) -> list[torch.Tensor]:
@@ -125,11 +128,15 @@ def test_patches_of_the_sampling_run_do_not_see_the_pass(comfy, apply, loaded, f
     assert len(calls) == 2
 
 
-def test_an_inactive_prompt_gives_no_delta(comfy, apply, loaded, deltas):
-    """The first half of the steps has another prompt; there f must be 0, not the noise itself."""
-    late = [[loaded.prompt[0][0], {**loaded.prompt[0][1], "start_percent": 0.5}]]
-    comfy.sample(apply(loaded.model, loaded.hypernoise), late, loaded.latent)
-    assert torch.count_nonzero(deltas[0][1]) == 0
+def test_in_an_area_without_a_prompt_there_is_no_delta(comfy, apply, loaded, deltas):
+    """There f must be 0, not the noise itself."""
+    area = {**loaded.prompt[0][1], "area": (8, 4, 0, 0)}  # the left half of 8 x 8
+    comfy.sample(
+        apply(loaded.model, loaded.hypernoise), [[loaded.prompt[0][0], area]], loaded.latent
+    )
+    ((_, delta),) = deltas
+    assert torch.count_nonzero(delta[..., 4:]) == 0
+    assert delta[..., :4].abs().mean() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -137,6 +144,7 @@ def test_an_inactive_prompt_gives_no_delta(comfy, apply, loaded, deltas):
     [
         ({"denoise": 0.5}, "sampling starts at sigma 0.5"),
         ({"positive": []}, "no positive conditioning"),
+        ({"start_percent": 0.2}, "no prompt is active at sigma 1, where sampling starts"),
         ({"add_noise": "disable"}, "the sampler adds no noise"),
     ],
 )
@@ -149,13 +157,67 @@ def test_cases_where_the_noise_is_left_alone(
         if "add_noise" in options:
             comfy.nodes.KSamplerAdvanced().sample(
                 model, "disable", 3, 1, 1.0, "euler", "simple", loaded.prompt, loaded.prompt,
-                loaded.latent, 0, 10000, "disable",
+                IMAGE, 0, 10000, "disable",
             )  # fmt: skip
         else:
-            cond = options.get("positive", loaded.prompt)
-            comfy.sample(model, cond, loaded.latent, denoise=options.get("denoise", 1.0))
+            later = [[each, {**extra, **options}] for each, extra in loaded.prompt]
+            cond = options.get("positive", later)
+            comfy.sample(model, cond, IMAGE, denoise=options.get("denoise", 1.0))
     assert deltas == []
     assert caplog.text.count(message) == 1  # once, not for every image
+
+
+@pytest.mark.parametrize("start", [0.9999, 0.9968, 0.5])
+def test_on_an_empty_latent_sampling_starts_from_noise_alone_at_any_sigma(
+    comfy, apply, loaded, deltas, caplog, start
+):
+    """As with OptimalSteps or Ideogram 4's scheduler; the sampler scales noise and change."""
+    model = apply(loaded.model, loaded.hypernoise)
+    caplog.set_level(logging.INFO, "hypernoise")
+    comfy.sample(model, loaded.prompt, loaded.latent)
+    assert caplog.text == ""
+    for _ in range(2):
+        sample_from(model, loaded, start, loaded.latent)
+    (_, full), *others = deltas
+    assert len(others) == 2
+    assert all(torch.equal(delta, full) for _, delta in others)
+    said = f"is used in full: sampling starts at sigma {start} instead of 1, but on an empty latent"
+    assert caplog.text.count(said) == 1
+    sample_from(model, loaded, start, IMAGE)
+    assert len(deltas) == 3
+    assert f"is not used: sampling starts at sigma {start}" in caplog.text
+
+
+def sample_from(model, loaded, start: float, latent: dict) -> torch.Tensor:
+    """SamplerCustom with a first sigma."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+    sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([start, start / 2, 0.0])
+    return SamplerCustom.execute(
+        model, True, 3, 1.0, loaded.prompt, loaded.prompt, sampler, sigmas, latent
+    ).args[0]["samples"]
+
+
+def test_a_prompt_that_ends_before_full_noise_does_not_count_and_one_that_holds_does(
+    comfy, apply, loaded, deltas
+):
+    (embeddings, extra) = loaded.prompt[0]
+    other = comfy.nodes.CLIPTextEncode().encode(loaded.clip, "one white square")[0]
+    first = [embeddings, {**extra, "start_percent": 0.0, "end_percent": 0.5}]
+    second = [other[0][0], {**other[0][1], "start_percent": 0.5, "end_percent": 1.0}]
+    model = apply(loaded.model, loaded.hypernoise)
+    comfy.sample(model, loaded.prompt, loaded.latent)
+    comfy.sample(model, [first, second], loaded.latent)
+    comfy.sample(model, other, loaded.latent)
+    sample_from(model, loaded_with(loaded, [first, second]), 0.25, loaded.latent)
+    (_, of_first), (_, at_full), (_, of_second), (_, at_quarter) = deltas
+    assert torch.equal(at_full, of_first)
+    assert torch.equal(at_quarter, of_second) and not torch.allclose(of_first, of_second, atol=1e-3)
+
+
+def loaded_with(loaded, prompt: list):
+    return dataclasses.replace(loaded, prompt=prompt)
 
 
 def test_training_nodes_of_comfyui_pass_through(comfy, apply, loaded, deltas, monkeypatch, caplog):
@@ -242,14 +304,30 @@ def test_two_prompts_are_weighted_as_the_sampler_weights_them(comfy, apply, load
     torch.testing.assert_close(both, (first + 0.25 * second) / 1.25, rtol=1e-4, atol=1e-5)
 
 
-def test_at_partial_noise_the_change_can_be_scaled_by_sigma(comfy, apply, loaded, deltas):
+def test_at_partial_noise_the_change_can_be_scaled_by_sigma(comfy, apply, loaded, deltas, caplog):
     ours = comfy.ours("nodes.comfy_model")
     comfy.sample(apply(loaded.model, loaded.hypernoise), loaded.prompt, loaded.latent)
     model = apply(loaded.model, loaded.hypernoise, at_partial_noise=ours.SCALE)
-    comfy.sample(model, loaded.prompt, loaded.latent, denoise=0.5)
+    caplog.set_level(logging.INFO, "hypernoise")
+    comfy.sample(model, loaded.prompt, IMAGE, denoise=0.5)
     (noise, full), (same, half) = deltas
     assert torch.equal(noise, same)
     torch.testing.assert_close(half, 0.5 * full)
+    assert "its change times 0.5" in caplog.text
+
+
+@pytest.mark.parametrize("widget", ["at_partial_noise", "out_of_memory"])
+@pytest.mark.parametrize("value", [None, "leave", 3, ["stop"]])
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_a_linked_value_that_is_no_choice_is_refused_with_the_choices(
+    comfy, apply, loaded, widget, value, strength
+):
+    ours = comfy.ours("nodes.comfy_model")
+    choices = {"at_partial_noise": ours.PARTIAL_NOISE, "out_of_memory": ours.OUT_OF_MEMORY}
+    with pytest.raises(ValueError) as refused:
+        apply(loaded.model, loaded.hypernoise, strength, **{widget: value})
+    assert widget in str(refused.value) and repr(value) in str(refused.value)
+    assert all(repr(choice) in str(refused.value) for choice in choices[widget])
 
 
 def test_guidance_above_one_costs_no_second_pass(comfy, apply, loaded, fresh, passes):

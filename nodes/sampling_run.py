@@ -1,0 +1,158 @@
+"""What ComfyUI hands to a sampler: where sampling starts, from what, and with which prompts."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+
+
+@dataclass(frozen=True)
+class SamplingRun:
+    """What ComfyUI hands to a sampler; B, C, H, W are those of the latents."""
+
+    guider: comfy.samplers.CFGGuider
+    sigmas: torch.Tensor
+    noise: torch.Tensor
+    latent_image: torch.Tensor | None = None
+    denoise_mask: torch.Tensor | None = None
+    seed: int | None = None
+
+    @property
+    def model(self) -> Any:
+        """The loaded BaseModel."""
+        return self.guider.inner_model
+
+    @property
+    def model_objects(self) -> list[object]:
+        """The model and what nodes have put in the place of its parts, by their names' order."""
+        replaced = self.guider.model_patcher.object_patches
+        return [self.model, *(replaced[name] for name in sorted(replaced))]
+
+    @property
+    def start(self) -> float:
+        """The first sigma."""
+        return float(self.sigmas[0])
+
+    @property
+    def full(self) -> float:
+        """The sigma of pure noise."""
+        return float(self.model.model_sampling.sigma_max)
+
+    @property
+    def starts_at_full_noise(self) -> bool:
+        """Whether ComfyUI's samplers take the first sigma for the highest one."""
+        return self.start >= self.full or math.isclose(self.start, self.full, rel_tol=1e-5)
+
+    @property
+    def starts_from_noise_alone(self) -> bool:
+        """Whether no image is mixed into the noise; ComfyUI leaves an empty latent at zeros."""
+        return self.starts_at_full_noise or is_empty(self.latent_image)
+
+    @property
+    def uses_noise(self) -> bool:
+        """Whether the noise has a part in what the sampler starts from."""
+        nothing = torch.zeros_like(self.noise)
+        scaled = self.model.model_sampling.noise_scaling(
+            self.sigmas[0], self.noise, nothing, self.starts_at_full_noise
+        )
+        return bool(torch.count_nonzero(scaled))
+
+    def prompt(self, noise_prompt: list | None = None) -> list[dict]:
+        """The sampler's positive conditioning, or this one, without ControlNet and GLIGEN."""
+        if noise_prompt is None:
+            conds = self.guider.conds.get("positive") or []
+        else:
+            conds = comfy.samplers.process_conds(
+                self.model,
+                self.noise,
+                {"noise_prompt": comfy.sampler_helpers.convert_cond(noise_prompt)},
+                self.noise.device,
+                self.latent_image,
+                self.denoise_mask,
+                self.seed,
+            )["noise_prompt"]
+        return [_without(cond, "control", "gligen") for cond in conds]
+
+    def active(self, prompt: list[dict]) -> list[dict]:
+        """The parts of a prompt whose time range holds where sampling starts, without the range."""
+        sigma = self.sigmas[0].clamp(max=self.full)
+        return [
+            _without(cond, "timestep_start", "timestep_end")
+            for cond in prompt
+            if not sigma > cond.get("timestep_start", math.inf)
+            and not sigma < cond.get("timestep_end", -math.inf)
+        ]
+
+    def raw_output(self, prompt: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model's network makes of the noise itself at the timestep of pure noise.
+
+        Areas, masks and several prompts are weighted by ComfyUI, as for a sampler.
+
+        Returns:
+            The network's output (B, C, H, W), and where a prompt covers the image (B, 1, H, W); the
+            output is 0 elsewhere.
+        """
+        sigma = self.sigmas[:1].clamp(max=self.full).repeat(len(self.noise))
+        # Fresh options: patches, caches and compiled modules of the sampling run must neither act
+        # in this pass nor remember it.
+        options = {"transformer_options": {"sample_sigmas": self.sigmas}}
+        with self._network_sees_noise():
+            x0 = comfy.samplers.calc_cond_batch(self.model, [prompt], self.noise, sigma, options)[0]
+        # Where no prompt is (areas, masks) ComfyUI returns exact zeros.
+        covered = x0.ne(0).any(dim=1, keepdim=True)
+        return torch.where(covered, self.noise - x0, torch.zeros_like(x0)), covered
+
+    @contextmanager
+    def _network_sees_noise(self) -> Iterator[None]:
+        """Whatever the model predicts and however it scales noise: it denoises to noise - output.
+
+        The timestep is the one that the model as it was loaded has for pure noise. Nodes that
+        replace its sampling change what the sampler does, not what its network was trained at.
+        """
+        replaced = self.model.model_sampling
+        loaded = self.guider.model_patcher.object_patches_backup.get("model_sampling", replaced)
+        highest = torch.full_like(self.noise[:1, 0, 0, 0], float(loaded.sigma_max))
+        self.model.model_sampling = _PureNoise(float(loaded.timestep(highest)))
+        try:
+            yield
+        finally:
+            self.model.model_sampling = replaced
+
+
+class _PureNoise(torch.nn.Module):
+    """The part of ComfyUI's model_sampling objects that BaseModel calls in a pass."""
+
+    def __init__(self, timestep: float) -> None:
+        super().__init__()
+        self._timestep = timestep
+
+    def calculate_input(self, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """What the network gets: the noise, (B, C, H, W), as hypernetworks are trained on it."""
+        return noise
+
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        """(B,), that of pure noise whatever sigma is."""
+        return torch.full_like(sigma, self._timestep)
+
+    def calculate_denoised(
+        self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, C, H, W), never 0 in all channels, so that zeros show where no prompt is."""
+        return model_input - model_output
+
+
+def is_empty(samples: Any) -> bool:
+    """Whether a LATENT's samples hold no image, as ComfyUI decides it: zeros alone, or None."""
+    if samples is None:
+        return True
+    parts = samples.unbind() if samples.is_nested else [samples]
+    return all(torch.count_nonzero(part) == 0 for part in parts)
+
+
+def _without(cond: dict, *names: str) -> dict:
+    return {name: value for name, value in cond.items() if name not in names}
