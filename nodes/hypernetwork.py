@@ -23,6 +23,22 @@ def strength_input() -> io.Float.Input:
     )
 
 
+def at_partial_noise_input() -> io.Combo.Input:
+    """The widget of the nodes that meet a sampler which starts below full noise."""
+    return io.Combo.Input(
+        "at_partial_noise",
+        options=list(comfy_model.PARTIAL_NOISE),
+        default=comfy_model.LEAVE,
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "Where an image is mixed into the noise (a latent that is not empty, and denoise below "
+            "1 or a later first step). A hypernetwork knows pure noise only, so it is left out "
+            "there; the other choice uses its change times the share of noise."
+        ),
+    )
+
+
 class LoadHypernetwork(io.ComfyNode):
     """A file or peft folder of models/hypernoise -> HYPERNOISE."""
 
@@ -83,22 +99,11 @@ class ApplyHypernetwork(io.ComfyNode):
                     "noise_prompt",
                     optional=True,
                     tooltip=(
-                        "What the hypernetwork reads in place of the sampler's positive prompt. "
-                        "The image is still made from the positive prompt."
+                        "What the hypernetwork reads in place of the sampler's positive prompt, "
+                        "LoRA hooks included. The image is still made from the positive prompt."
                     ),
                 ),
-                io.Combo.Input(
-                    "at_partial_noise",
-                    options=list(comfy_model.PARTIAL_NOISE),
-                    default=comfy_model.LEAVE,
-                    optional=True,
-                    advanced=True,
-                    tooltip=(
-                        "Where sampling starts below full noise (denoise below 1, a later first "
-                        "step). A hypernetwork knows pure noise only, so it is left out there; "
-                        "the other choice uses its change times the share of noise."
-                    ),
-                ),
+                at_partial_noise_input(),
                 io.Combo.Input(
                     "out_of_memory",
                     options=list(comfy_model.OUT_OF_MEMORY),

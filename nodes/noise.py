@@ -6,20 +6,37 @@ import torch
 from comfy_api.latest import io, ui
 
 from . import comfy_model
-from .hypernetwork import HypernoiseType, strength_input
+from .hypernetwork import HypernoiseType, at_partial_noise_input, strength_input
+from .sampling_run import is_empty
 
 
 class ModulatedNoise:
-    """The value of the type NOISE: another NOISE, modulated for one model and prompt."""
+    """The value of the type NOISE: another NOISE, modulated for one model and prompt.
 
-    def __init__(self, noise: Any, model: Any, positive: list) -> None:
+    Args:
+        sigmas: where the sampler starts; None: not known.
+    """
+
+    def __init__(
+        self, noise: Any, model: Any, positive: list, sigmas: torch.Tensor | None = None
+    ) -> None:
         self._noise, self._model, self._positive = noise, model, positive
+        self._sigmas = sigmas
         self.seed = noise.seed
 
     def generate_noise(self, input_latent: dict) -> torch.Tensor:
         """(B, C, H, W) on the CPU, for a LATENT of the model's kind, as samplers hand it over."""
         noise = self._noise.generate_noise(input_latent)
-        return comfy_model.modulated_noise(self._model, self._positive, noise, self.seed)
+        if self._sigmas is None and not is_empty(input_latent["samples"]):
+            comfy_model.LOG.warning(
+                "HyperNoise: Modulate Noise leaves the noise alone: the sampler's latent is not "
+                "empty, and whether its image is mixed into the noise cannot be told without "
+                "sigmas. Connect the sampler's sigmas to Modulate Noise."
+            )
+            return noise
+        return comfy_model.modulated_noise(
+            self._model, self._positive, noise, self.seed, input_latent, self._sigmas
+        )
 
 
 class ModulateNoise(io.ComfyNode):
@@ -42,6 +59,15 @@ class ModulateNoise(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The prompt that the guider gets."),
                 HypernoiseType.Input("hypernoise", tooltip="From Load Noise Hypernetwork."),
                 strength_input(),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip=(
+                        "Those of the sampler, which tell where it starts. Not connected: the "
+                        "noise is changed on an empty latent only, as for full noise."
+                    ),
+                ),
+                at_partial_noise_input(),
             ],
             outputs=[io.Noise.Output(display_name="noise")],
         )
@@ -54,11 +80,20 @@ class ModulateNoise(io.ComfyNode):
         positive: io.Conditioning.Type,
         hypernoise: comfy_model.Hypernoise,
         strength: float,
+        sigmas: io.Sigmas.Type | None = None,
+        at_partial_noise: str = comfy_model.LEAVE,
     ) -> io.NodeOutput:
-        if strength == 0:
+        modulated = comfy_model.apply(
+            model, hypernoise, strength, at_partial_noise=at_partial_noise
+        )
+        if sigmas is None and at_partial_noise == comfy_model.SCALE:
+            raise ValueError(
+                f"at_partial_noise is '{comfy_model.SCALE}', so Modulate Noise must know where "
+                f"sampling starts: connect the sampler's sigmas to it."
+            )
+        if modulated is model:
             return io.NodeOutput(noise)
-        modulated = comfy_model.apply(model, hypernoise, strength)
-        return io.NodeOutput(ModulatedNoise(noise, modulated, positive))
+        return io.NodeOutput(ModulatedNoise(noise, modulated, positive, sigmas))
 
 
 class NoiseToLatent(io.ComfyNode):

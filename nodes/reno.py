@@ -119,7 +119,9 @@ class ReNO(io.ComfyNode):
             patience=patience,
         )
         latent = comfy_model.latent_for(model, latent)
-        start = noise.generate_noise(latent)
+        # The latent gives the size; the search starts from pure noise, whatever image it holds.
+        empty = {**latent, "samples": torch.zeros_like(latent["samples"])}
+        start = noise.generate_noise(empty)
         progress = comfy.utils.ProgressBar(iterations)
 
         before: list[float] = []

@@ -11,7 +11,7 @@ def noise(comfy):
     return RandomNoise.execute(3).args[0]
 
 
-def modulate(comfy, loaded, noise, strength=1.0):
+def modulate(comfy, loaded, noise, strength=1.0, **options):
     return comfy.run(
         "HyperNoise_ModulateNoise",
         noise=noise,
@@ -19,17 +19,18 @@ def modulate(comfy, loaded, noise, strength=1.0):
         positive=loaded.prompt,
         hypernoise=loaded.hypernoise,
         strength=strength,
+        **options,
     )[0]
 
 
-def sample_advanced(loaded, noise):
+def sample_advanced(loaded, noise, model=None, sigmas=(1.0, 0.5, 0.0), latent=None):
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import BasicGuider, SamplerCustomAdvanced
 
-    guider = BasicGuider.execute(loaded.model, loaded.prompt).args[0]
-    sampler = comfy.samplers.sampler_object("euler")
-    sigmas = torch.tensor([1.0, 0.5, 0.0])
-    latents = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, loaded.latent)
+    guider = BasicGuider.execute(model or loaded.model, loaded.prompt).args[0]
+    sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor(sigmas)
+    latent = loaded.latent if latent is None else latent
+    latents = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)
     return latents.args[0]["samples"]
 
 
@@ -40,6 +41,54 @@ def test_modulated_noise_in_the_advanced_sampler_equals_apply_in_ksampler(comfy,
     expected = comfy.sample(applied, loaded.prompt, loaded.latent, steps=2)
     found = sample_advanced(loaded, modulate(comfy, loaded, noise, 0.7))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+SCALE = {"at_partial_noise": "scale the change by sigma"}
+IMAGE = {"samples": torch.full((2, 16, 8, 8), 0.3)}
+MASKED = {**IMAGE, "noise_mask": torch.eye(8)[None]}
+
+
+@pytest.mark.parametrize("options", [{}, SCALE], ids=["leave", "scale"])
+@pytest.mark.parametrize("latent", [None, IMAGE, MASKED], ids=["empty", "image", "masked"])
+@pytest.mark.parametrize("sigmas", [(1.0, 0.5, 0.0), (0.9968, 0.5, 0.0), (0.5, 0.25, 0.0)])
+def test_with_the_sampler_s_sigmas_it_decides_as_apply_does(
+    comfy, loaded, noise, sigmas, latent, options
+):
+    applied = comfy.run(
+        "HyperNoise_Apply",
+        model=loaded.model,
+        hypernoise=loaded.hypernoise,
+        strength=1.0,
+        **options,
+    )[0]
+    expected = sample_advanced(loaded, noise, applied, sigmas, latent)
+    modulated = modulate(comfy, loaded, noise, sigmas=torch.tensor(sigmas), **options)
+    found = sample_advanced(loaded, modulated, None, sigmas, latent)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    plain = sample_advanced(loaded, noise, None, sigmas, latent)
+    left = latent is not None and sigmas[0] < 1 and not options
+    assert torch.equal(found, plain) == left
+
+
+def test_without_sigmas_an_image_s_noise_is_left_alone_and_the_log_says_why(
+    comfy, loaded, noise, caplog
+):
+    modulated = modulate(comfy, loaded, noise)
+    half = (0.5, 0.25, 0.0)
+    found = sample_advanced(loaded, modulated, None, half, IMAGE)
+    assert torch.equal(found, sample_advanced(loaded, noise, None, half, IMAGE))
+    assert caplog.text.count("Connect the sampler's sigmas to Modulate Noise") == 1
+
+
+def test_to_scale_it_needs_sigmas(comfy, loaded, noise):
+    with pytest.raises(ValueError, match=r"at_partial_noise.*connect the sampler's sigmas"):
+        modulate(comfy, loaded, noise, **SCALE)
+
+
+def test_where_no_step_is_sampled_the_noise_stays(comfy, loaded, noise):
+    """As BasicScheduler's sigmas at denoise 0."""
+    modulated = modulate(comfy, loaded, noise, sigmas=torch.tensor([]))
+    assert torch.equal(modulated.generate_noise(IMAGE), noise.generate_noise(IMAGE))
 
 
 def test_strength_zero_hands_the_noise_through(comfy, loaded, noise):
