@@ -96,8 +96,9 @@ class SanaSprint(comfy.model_base.BaseModel):
             out["c_crossattn"] = comfy.conds.CONDRegular(context)
         if mask is not None:
             out["attention_mask"] = comfy.conds.CONDRegular(mask)
-        guidance = cond.get("guidance", GUIDANCE) * config.guidance_embeds_scale
-        out["guidance"] = comfy.conds.CONDRegular(torch.tensor([guidance]))
+        guidance = cond.get("guidance")
+        scale = config.guidance_embeds_scale * (GUIDANCE if guidance is None else guidance)
+        out["guidance"] = comfy.conds.CONDRegular(torch.tensor([scale]))
         return out
 
 

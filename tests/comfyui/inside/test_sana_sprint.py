@@ -152,6 +152,15 @@ def test_a_joined_prompt_is_refused(comfy, loaded):
         comfy.sample(loaded.model, joined, loaded.latent)
 
 
+def test_disabled_guidance_is_the_trained_one(comfy, loaded):
+    from comfy_extras.nodes_flux import FluxDisableGuidance, FluxGuidance
+
+    disabled = FluxDisableGuidance.execute(FluxGuidance.execute(loaded.prompt, 9.0).args[0]).args[0]
+    assert disabled[0][1]["guidance"] is None
+    expected = comfy.sample(loaded.model, loaded.prompt, loaded.latent)
+    assert torch.equal(comfy.sample(loaded.model, disabled, loaded.latent), expected)
+
+
 def test_missing_diffusers_is_named_with_the_command(comfy, monkeypatch):
     import sys
 
