@@ -294,6 +294,55 @@ def test_the_noise_prompt_is_read_by_the_hypernetwork_alone(comfy, apply, loaded
     assert not torch.equal(mixed, image) and not torch.equal(mixed, of_other)
 
 
+@pytest.fixture
+def lora(loaded) -> dict[str, torch.Tensor]:
+    """A fine-tune of one layer, strong enough that its effect is plain to see."""
+    layer, generator = "diffusion_model.transformer_blocks.0.attn1.to_q", torch.Generator()
+    out, features = loaded.network.transformer_blocks[0].attn1.to_q.weight.shape
+    generator.manual_seed(9)
+    return {
+        f"{layer}.lora_up.weight": torch.randn(out, 2, generator=generator),
+        f"{layer}.lora_down.weight": torch.randn(2, features, generator=generator),
+    }
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["one-hypernetwork", "two"])
+@pytest.mark.parametrize("on_positive", [False, True])
+def test_a_lora_hook_on_the_noise_prompt_acts_in_the_pass_alone(
+    comfy, apply, loaded, deltas, lora, on_positive, twice
+):
+    """As Create Hook LoRA with Cond Set Props makes it; the same hook may sit on the positive."""
+    from comfy.hooks import create_hook_lora
+    from comfy.sample import sample
+    from comfy.sd import load_lora_for_models
+
+    hooks = create_hook_lora(lora, 1.0, 0.0)
+    hooked = [[embeddings, {**extra, "hooks": hooks}] for embeddings, extra in loaded.prompt]
+    positive = hooked if on_positive else loaded.prompt
+    before = states(loaded.network)
+    model = apply(loaded.model, loaded.hypernoise, noise_prompt=hooked)
+    if twice:
+        model = apply(model, loaded.other, noise_prompt=hooked)
+    found = comfy.sample(model, positive, loaded.latent, steps=2)
+    assert all(map(torch.equal, states(loaded.network), before))
+
+    with_lora, _ = load_lora_for_models(loaded.model, None, lora, 1.0, 0.0)
+    tuned, plain = (apply(source, loaded.hypernoise) for source in (with_lora, loaded.model))
+    if twice:
+        tuned, plain = apply(tuned, loaded.other), apply(plain, loaded.other)
+    for source in (tuned, plain):
+        comfy.sample(source, loaded.prompt, loaded.latent)
+    (noise, of_hook), (_, of_lora), (_, without) = deltas
+    torch.testing.assert_close(of_hook, of_lora, rtol=1e-4, atol=1e-5)
+    assert (of_hook - without).norm() / without.norm() > 0.05
+
+    expected = sample(
+        loaded.model, noise + of_lora, 2, 1.0, "euler", "simple", positive, positive,
+        torch.zeros_like(noise), seed=3,
+    )  # fmt: skip
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_two_prompts_are_weighted_as_the_sampler_weights_them(comfy, apply, loaded, deltas):
     other = comfy.nodes.CLIPTextEncode().encode(loaded.clip, "one white square")[0]
     weak = [[other[0][0], {**other[0][1], "strength": 0.25}]]
