@@ -21,7 +21,9 @@ def load(folder: Path, dtype: torch.dtype | None) -> "SanaVAE":
     autoencoder = diffusers().AutoencoderDC.from_pretrained(
         folder, subfolder="vae", **from_folder(dtype)
     )
-    return SanaVAE(autoencoder, dtype)
+    vae = SanaVAE(autoencoder, dtype)
+    vae.patcher.made_by(lambda: load(folder, dtype).patcher)
+    return vae
 
 
 class FirstStage(torch.nn.Module):

@@ -31,16 +31,22 @@ def load(folder: Path, dtype: torch.dtype | None, vae: comfy.sd.VAE) -> WholeMod
 
     The latents' scale and size come from the folder's `vae`.
     """
+    scale = vae.first_stage_model.autoencoder.config.scaling_factor
+    return _load(folder, dtype, vae.downscale_ratio, scale)
+
+
+def _load(
+    folder: Path, dtype: torch.dtype | None, downscale: int, scale: float
+) -> WholeModelPatcher:
     device = management.get_torch_device()
     dtype = dtype or choose_dtype(device)
     network = network_class().from_pretrained(folder, subfolder="transformer", **from_folder(dtype))
     latent_format = SanaLatent(
-        channels=network.config.in_channels,
-        downscale=vae.downscale_ratio,
-        scale=vae.first_stage_model.autoencoder.config.scaling_factor,
+        channels=network.config.in_channels, downscale=downscale, scale=scale
     )
     model = SanaSprint(SanaConfig(latent_format), network.requires_grad_(False).eval())
-    return WholeModelPatcher(model, device, management.unet_offload_device())
+    patcher = WholeModelPatcher(model, device, management.unet_offload_device())
+    return patcher.made_by(lambda: _load(folder, dtype, downscale, scale))
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
@@ -86,7 +92,8 @@ class SanaSprint(comfy.model_base.BaseModel):
     def extra_conds(self, **cond: Any) -> dict[str, comfy.conds.CONDRegular]:
         """The network's inputs from one entry of a CONDITIONING.
 
-        The stock FluxGuidance node sets "guidance"; without it the trained value is used.
+        The stock FluxGuidance node sets "guidance"; without it, and where FluxDisableGuidance has
+        set None, the trained value is used: the network has no mode without guidance.
         """
         out = super().extra_conds(**cond)
         config = self.diffusion_model.config

@@ -41,7 +41,9 @@ def load(folder: Path, dtype: torch.dtype | None, instruction: bool) -> comfy.sd
     clip = comfy.sd.CLIP(no_init=True)
     clip.cond_stage_model = encoder
     clip.tokenizer = SanaTokenizer()
-    clip.patcher = WholeModelPatcher(encoder, device, management.text_encoder_offload_device())
+    clip.patcher = WholeModelPatcher(
+        encoder, device, management.text_encoder_offload_device()
+    ).made_by(lambda: load(folder, dtype, instruction).patcher)
     clip.patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
     clip.patcher.is_clip = True
     clip.layer_idx = None
