@@ -38,8 +38,7 @@ def load(folder: Path, dtype: torch.dtype | None, instruction: bool) -> comfy.sd
         **from_folder(dtype),
     )
     encoder = SanaTextEncoder(pipeline, instruction)
-    clip = comfy.sd.CLIP(no_init=True)
-    clip.cond_stage_model = encoder
+    clip = SanaCLIP(no_init=True)
     clip.tokenizer = SanaTokenizer()
     clip.patcher = WholeModelPatcher(
         encoder, device, management.text_encoder_offload_device()
@@ -51,6 +50,21 @@ def load(folder: Path, dtype: torch.dtype | None, instruction: bool) -> comfy.sd
     clip.use_clip_schedule = False
     clip.apply_hooks_to_conds = None
     return clip
+
+
+class SanaCLIP(comfy.sd.CLIP):
+    """Encodes with the network of its patcher, which Select CLIP Device replaces by a copy."""
+
+    @property
+    def cond_stage_model(self) -> "SanaTextEncoder":
+        return self.patcher.model
+
+    def clone(self, *args: Any, **options: Any) -> "SanaCLIP":
+        """Of this class too; arguments are those of ComfyUI's CLIP."""
+        clone = SanaCLIP(no_init=True)
+        vars(clone).update(vars(super().clone(*args, **options)))
+        del vars(clone)["cond_stage_model"]
+        return clone
 
 
 class SanaTokenizer:

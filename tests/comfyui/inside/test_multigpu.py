@@ -104,3 +104,14 @@ def test_the_vae_decodes_on_the_selected_device(comfy, loaded):
     latents = {"samples": torch.ones(1, vae.latent_channels, 8, 8)}
     decode = comfy.nodes.VAEDecode().decode
     assert torch.equal(decode(vae, latents)[0], decode(loaded.vae, latents)[0])
+
+
+def test_the_clip_encodes_on_the_selected_device(comfy, loaded):
+    """As Select CLIP Device puts it together."""
+    clip = loaded.clip.clone()
+    clip.patcher = moved(clip.patcher)
+    used = []
+    clip.patcher.model.text_encoder.register_forward_hook(lambda *_: used.append("copy"))
+    [[embeddings, _]] = comfy.nodes.CLIPTextEncode().encode(clip, "three green triangles")[0]
+    assert used == ["copy"]
+    assert torch.equal(embeddings, loaded.prompt[0][0])
