@@ -300,7 +300,8 @@ def sana_sprint_noise_prompt(graph: Graph) -> None:
 def sana_sprint_advanced_sampler(graph: Graph) -> None:
     graph.note(
         "## SamplerCustomAdvanced, and a look at the noise\n\n*Modulate Noise* takes a NOISE and "
-        "gives a NOISE, so the guider keeps the plain model. *SANA-Sprint Sigmas* with the sampler "
+        "gives a NOISE, so the guider keeps the plain model; the sampler's sigmas tell it where "
+        "sampling starts. *SANA-Sprint Sigmas* with the sampler "
         "lcm is the model's own schedule. *Preview Noise Delta* decodes the noise, the change and "
         "the changed noise, as if they were images. *Noise to Latent* keeps the noise in a file.\n"
         + TINY
@@ -309,13 +310,13 @@ def sana_sprint_advanced_sampler(graph: Graph) -> None:
     base = sana(graph)
     (noise,) = graph.add("RandomNoise", 0, 740, noise_seed=7)
     positive = prompt(graph, base.clip, PROMPT, TOP)
+    (sigmas,) = graph.add("HyperNoise_SanaSprintSigmas", 1, 820, steps=2)
     (modulated,) = graph.add(
         "HyperNoise_ModulateNoise", 1, 370,
-        noise=noise, model=base.model, positive=positive, hypernoise=base.hypernoise,
+        noise=noise, model=base.model, positive=positive, hypernoise=base.hypernoise, sigmas=sigmas,
     )  # fmt: skip
     (guider,) = graph.add("BasicGuider", 1, 600, model=base.model, conditioning=positive)
     (sampler,) = graph.add("KSamplerSelect", 1, 720, sampler_name="lcm")
-    (sigmas,) = graph.add("HyperNoise_SanaSprintSigmas", 1, 820, steps=2)
     latents, _ = graph.add(
         "SamplerCustomAdvanced", 2, TOP,
         noise=modulated, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=base.latent,
