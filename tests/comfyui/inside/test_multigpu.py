@@ -34,7 +34,14 @@ def moved(model: Any) -> Any:
     return model.clone().deepclone_multigpu(new_load_device=SECOND)
 
 
-@pytest.mark.parametrize("node", [work_units, moved])
+def shared(model: Any) -> Any:
+    """What Select Model Device does for the CPU: the same network, with another device."""
+    clone = model.clone()
+    clone.load_device = SECOND
+    return clone
+
+
+@pytest.mark.parametrize("node", [work_units, moved, shared])
 @pytest.mark.parametrize("apply_first", [True, False])
 def test_in_either_order_the_image_is_that_of_one_gpu(
     comfy, loaded, fresh, passes, node, apply_first
@@ -55,9 +62,9 @@ def test_in_either_order_the_image_is_that_of_one_gpu(
     assert len(passes) == 2
     (_, part, _) = passes[-1]
     assert part.hypernoise.patcher.load_device == model.load_device
-    if node is moved:
+    if node is not work_units:
         assert model.load_device == SECOND
-        assert model.model is not loaded.model.model
+        assert (model.model is loaded.model.model) == (node is shared)
     else:
         (clone,) = model.get_additional_models_with_key("multigpu")
         assert clone.load_device == SECOND and clone.model is not loaded.model.model

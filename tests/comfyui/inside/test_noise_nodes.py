@@ -80,6 +80,28 @@ def test_without_sigmas_an_image_s_noise_is_left_alone_and_the_log_says_why(
     assert caplog.text.count("Connect the sampler's sigmas to Modulate Noise") == 1
 
 
+def test_reno_starts_from_the_modulated_noise_whatever_image_gives_the_size(
+    comfy, loaded, noise, monkeypatch
+):
+    starts = []
+
+    def search(model, positive, vae, reward, prompt, start, *rest):
+        starts.append(start)
+        raise InterruptedError
+
+    monkeypatch.setattr(comfy.ours("nodes.noise_search"), "search", search)
+    settings = {"iterations": 1, "learning_rate": 1.0, "max_grad_norm": 1.0, "penalty": 0.0}
+    modulated = modulate(comfy, loaded, noise)
+    for latent in (loaded.latent, IMAGE):
+        with pytest.raises(InterruptedError):
+            comfy.run(
+                "HyperNoise_ReNO", noise=modulated, model=loaded.model, positive=loaded.prompt,
+                latent=latent, vae=loaded.vae, reward=None, prompt="", patience=0, **settings,
+            )  # fmt: skip
+    assert torch.equal(*starts)
+    assert not torch.equal(starts[0], noise.generate_noise(IMAGE))
+
+
 def test_to_scale_it_needs_sigmas(comfy, loaded, noise):
     with pytest.raises(ValueError, match=r"at_partial_noise.*connect the sampler's sigmas"):
         modulate(comfy, loaded, noise, **SCALE)
