@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .strict_json import parse_object
+from .text_file import read_text
 
 LARGEST_JSON = 64 << 20
 """In bytes; the indexes of the largest models have some megabytes."""
@@ -126,6 +127,6 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
             raise ValueError("no such file")
         if path.stat().st_size > largest:
             raise ValueError(f"larger than {largest >> 20} MB")
-        return parse_object(path.read_text(encoding="utf-8-sig"))
+        return parse_object(read_text(path))
     except (ValueError, OSError) as error:
         raise LibraryFolderError(f"{path} cannot be read: {error}") from error

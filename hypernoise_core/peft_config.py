@@ -11,6 +11,7 @@ from typing import Any
 from .lora import LoraBranch
 from .metadata import AdapterError, AdapterMetadata, check_alpha
 from .strict_json import parse_object
+from .text_file import read_text
 
 CONFIG_NAME = "adapter_config.json"
 MAX_BYTES = 4 << 20
@@ -79,7 +80,7 @@ class PeftConfig:
         try:
             if (size := path.stat().st_size) > MAX_BYTES:
                 raise ValueError(f"it has {size} bytes, a LoRA configuration some thousand")
-            values = parse_object(path.read_text(encoding="utf-8"))
+            values = parse_object(read_text(path))
         except (OSError, ValueError) as error:
             raise AdapterError(f"{path} cannot be read: {error}") from error
         try:

@@ -16,6 +16,7 @@ from ..hypernoise_core.generator_lora import load_generator_lora
 from ..hypernoise_core.metadata import AdapterMetadata, is_generator_lora
 from ..hypernoise_core.strict_json import parse_object
 from ..hypernoise_core.text import printable
+from ..hypernoise_core.text_file import read_text
 from .evaluation.catalogue import BASE, OURS
 from .evaluation.tables import fewest_steps, markdown
 from .published_models import PUBLISHED
@@ -74,7 +75,7 @@ def read_report(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no report {path}; `hypernoise evaluate` writes one")
     try:
-        numbers = parse_object(path.read_bytes())
+        numbers = parse_object(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON of a report: {error}") from error
     if not isinstance(numbers.get("steps"), dict) or not numbers["steps"]:

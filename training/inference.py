@@ -10,18 +10,19 @@ from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.generate import encode_prompts, generate
 from .evaluation.figures import side_by_side
 from .pipelines import ASSETS, EMBEDDED, load_pipeline
-from .prompt_files import read_lines
+from .prompt_files import read_file
 
 EMBEDDED_ADAPTER = ASSETS / "tiny-hypernoise.safetensors"
 
 
 def read_prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
-    """The given prompts and those of a text file, one a line; empty lines are passed over.
+    """The given prompts and those of a file, as `prompt_files.read_file` gives them.
 
     Raises:
-        ValueError: there is no prompt.
+        FileNotFoundError: there is no such file.
+        ValueError: there is no prompt, or the file cannot be read.
     """
-    found = [*prompts, *(read_lines(file) if file else [])]
+    found = [*prompts, *(read_file(file) if file else [])]
     if not found:
         raise ValueError("no prompt: give --prompts 'a red circle' or --prompts-file FILE")
     return found
