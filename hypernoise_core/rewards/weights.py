@@ -7,8 +7,6 @@ which the cache keeps as the name of the file's blob, and a local folder in `.ca
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..file_identity import published_sha256, sha256_of
 from ..tensor_file import TensorFileError
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
 
 
@@ -132,34 +130,13 @@ def check(path: Path, file: WeightFile) -> None:
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         raise TensorFileError(f"{path} has {size} bytes instead of {file.size}; {remedy}")
-    expected = file.sha256 or _published_sha256(path, file)
-    if expected and (found := _sha256(path)) != expected:
+    top = path.parents[len(Path(file.name).parts) - 1]
+    expected = file.sha256 or published_sha256(path, top)
+    if expected and (found := sha256_of(path)) != expected:
         raise TensorFileError(
             f"{path} is damaged or another file: its SHA-256 is {found}, published is {expected}; "
             f"{remedy}"
         )
-
-
-def _published_sha256(path: Path, file: WeightFile) -> str | None:
-    """The SHA-256 that the hub told when the file was downloaded; it does so for large files."""
-    blob = path.resolve().name
-    if _SHA256.fullmatch(blob):
-        return blob
-    top = path.parents[len(Path(file.name).parts) - 1]
-    record = top / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
-    if record.is_file():  # commit, ETag and time, a line each
-        etag = record.read_text(encoding="utf-8").splitlines()[1:2]
-        if etag and _SHA256.fullmatch(etag[0]):
-            return etag[0]
-    return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _hub() -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ...hypernoise_core.adapter import find_weights, load_adapter, read_header
+from ...hypernoise_core.file_identity import sha256_of
 from ...hypernoise_core.generator_lora import load_generator_lora
 from ...hypernoise_core.metadata import is_generator_lora
 from .catalogue import FINETUNE, OURS, Entry, Ingredients, get_entry
@@ -86,4 +86,4 @@ def _key(method: str) -> str | None:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(find_weights(path).read_bytes()).hexdigest()[:16]
+    return sha256_of(find_weights(path))[:16]
