@@ -167,7 +167,8 @@ def generate(
 
     Args:
         prompts: One or more prompts.
-        prompts_file: A text file with one prompt a line, instead of or beside --prompts.
+        prompts_file: Prompts from a .txt, .json, .jsonl, .csv, .tsv or .parquet file, or - for
+            the standard input, instead of or beside --prompts.
         model: tiny-sprint, a diffusers folder, or a repository in the Hugging Face cache.
         adapter: The hypernetwork: a .safetensors file or a peft folder. Default: the embedded
             one for tiny-sprint.
@@ -220,7 +221,8 @@ def reno(
 
     Args:
         prompts: One or more prompts.
-        prompts_file: A text file with one prompt a line, instead of or beside --prompts.
+        prompts_file: Prompts from a .txt, .json, .jsonl, .csv, .tsv or .parquet file, or - for
+            the standard input, instead of or beside --prompts.
         model: tiny-sprint, a diffusers folder, or a repository in the Hugging Face cache.
         rewards: What is climbed: names with weights, such as hps=5,clip=0.01, or paper. Default:
             tiny-preference for tiny-sprint, else paper.
@@ -282,24 +284,27 @@ def score(
 
     Args:
         images: Folder of images, searched with its subfolders.
-        prompts: A .csv with the columns image and prompt, or a text file with one prompt for all
-            images, or one a line in their alphabetical order.
+        prompts: A .csv, .tsv, .json or .jsonl with image (or file_name) and prompt (or caption or
+            text), or a text file with one prompt for all images, or one a line in their
+            alphabetical order.
         rewards: Names with weights, such as hps=5,imagereward, or paper.
-        csv: The table: a line an image, a column a reward, and their weighted sum.
+        csv: The table: a line an image, a column a reward, their weighted sum, and by what a rerun
+            knows whether image and rewards are still the same.
         rewards_folder: Folder of downloaded rewards; default: the Hugging Face cache.
         precision: Of the rewards' large networks.
         batch_size: Images scored at a time.
     """
     import torch
 
-    from ..hypernoise_core.rewards import load_rewards, parse_weights
+    from ..hypernoise_core.rewards import load_rewards, parse_weights, reward_identities
     from .processes import join
     from .scoring import score_folder
 
     if prompts is None:
         raise ValueError("which prompts? Give --prompts FILE")
     ensemble = load_rewards(parse_weights(rewards), rewards_folder, getattr(torch, precision))
-    problems = score_folder(images, prompts, ensemble.to(join().device), csv, batch_size)
+    scorer = reward_identities(ensemble.weights, rewards_folder) | {"precision": precision}
+    problems = score_folder(images, prompts, ensemble.to(join().device), csv, batch_size, scorer)
     print(csv.resolve())
     if problems:
         raise ValueError(f"{len(problems)} images are not in the table:\n" + "\n".join(problems))
