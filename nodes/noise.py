@@ -89,7 +89,7 @@ class NoiseToLatent(io.ComfyNode):
     ) -> io.NodeOutput:
         latent = comfy_model.latent_for(model, latent)
         drawn = noise.generate_noise(latent)
-        return io.NodeOutput({"samples": comfy_model.to_graph_latent(model, drawn)})
+        return io.NodeOutput({**latent, "samples": comfy_model.to_graph_latent(model, drawn)})
 
 
 class PreviewDelta(io.ComfyNode):

@@ -459,7 +459,7 @@ def image(*shape: int, value: float = 0.5):
 
 
 IMAGES = {
-    "no image": (lambda: image(0, 64, 64, 3), "B >= 1"),
+    "no image": (lambda: image(0, 64, 64, 3), "holds no image"),
     "1 x 1": (lambda: image(1, 1, 1, 3), "too small"),
     "no pixel": (lambda: image(1, 0, 64, 3), "too small"),
     "1 channel": (lambda: image(1, 64, 64, 1), "(1, 64, 64, 1)"),
