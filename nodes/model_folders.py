@@ -25,6 +25,7 @@ LOG = logging.getLogger("hypernoise")
 HYPERNOISE = "hypernoise"
 REWARDS = "hypernoise_rewards"
 SANA_SPRINT = "sana_sprint"
+WIDGETS = {HYPERNOISE: "hypernetwork", SANA_SPRINT: "folder"}  # that offer what lies there
 EMBEDDED = " (embedded)"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 REGISTER = (
@@ -88,23 +89,21 @@ def sana_sprint_folders() -> dict[str, Path]:
 
 
 def find(known: dict[str, Path], name: str, place: str) -> Path:
-    """The path behind a widget's value.
+    """The path behind a widget's value, which is anything where the widget is linked.
 
     Raises:
         ValueError: no such name; says which are known and where to put a new one.
     """
-    if name in known:
+    if isinstance(name, str) and name in known:
         return known[name]
-    shown = f"{name!r:.200}"
+    shown = f"{WIDGETS[place]} {name!r:.200}"
+    names = ", ".join(list(known)[:_SHOWN]) or "none found"
+    names += f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
     if not isinstance(name, str) or not _is_name(name) or _leads_away(name):
-        raise ValueError(
-            f"{shown} is no name of a file in models/{place}: choose one from the widget's list."
-        )
+        raise ValueError(f"{shown} is no name of a file in models/{place}. Known: {names}.")
     if any(_is_linked(root, name) for root in _roots(place)):
         raise ValueError(f"{shown} of models/{place} {REGISTER}.")
-    names = ", ".join(list(known)[:_SHOWN]) or "none found"
-    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-    raise ValueError(f"{shown} is not in models/{place}. Known: {names}{more}.")
+    raise ValueError(f"{shown} is not in models/{place}. Known: {names}.")
 
 
 def check_links(folder: Path, place: str) -> None:
@@ -117,6 +116,16 @@ def check_links(folder: Path, place: str) -> None:
     for path in folder.rglob("*"):
         if _is_link(path) and not (path.is_file() and _is_here(path, roots)):
             raise ValueError(f"{str(path)!r} {REGISTER}.")
+
+
+def fingerprint_of(known: dict[str, Path], name: str | None) -> str:
+    """A text that changes when what lies behind a widget's value is replaced.
+
+    ComfyUI hands over None where the widget is linked. The value is not known then, but it is one
+    of the known names: the text changes when what lies behind any of them does.
+    """
+    paths = known.values() if name is None else [known[name]] if name in known else []
+    return "|".join(map(fingerprint, paths))
 
 
 def fingerprint(path: Path) -> str:

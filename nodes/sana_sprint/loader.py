@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ...hypernoise_core.library_folder import check_pipeline, check_safetensors
-from .. import model_folders
+from .. import model_folders, widgets
 from . import autoencoder, network, published, text_encoder
 from .diffusers_library import diffusers
 
@@ -72,17 +72,14 @@ class LoadSanaSprint(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(
-        cls, folder: str, instruction: bool, precision: str, download: bool = False
-    ) -> str:
-        path = model_folders.sana_sprint_folders().get(folder)
-        files = model_folders.fingerprint(path) if path else "missing"
-        return f"{files}|{instruction}|{precision}"
+    def fingerprint_inputs(cls, folder: str | None, **others: object) -> str:
+        return model_folders.fingerprint_of(model_folders.sana_sprint_folders(), folder)
 
     @classmethod
     def execute(
         cls, folder: str, instruction: bool, precision: str, download: bool = False
     ) -> io.NodeOutput:
+        widgets.check(cls, instruction=instruction, precision=precision, download=download)
         path, dtype = _path(folder, download), PRECISIONS[precision]
         _check(path)
         vae = autoencoder.load(path, dtype)
@@ -131,6 +128,9 @@ class EmptySanaLatent(io.ComfyNode):
     def execute(
         cls, width: int, height: int, batch_size: int, resolution_bin: bool = False
     ) -> io.NodeOutput:
+        widgets.check(
+            cls, width=width, height=height, batch_size=batch_size, resolution_bin=resolution_bin
+        )
         if resolution_bin:
             width, height = nearest_trained_size(width, height)
         samples = torch.zeros(
@@ -168,12 +168,13 @@ def _path(folder: str, download: bool) -> Path:
         ValueError: it is not on this machine.
     """
     known = model_folders.sana_sprint_folders()
-    if folder not in known and folder in published.REPOSITORIES:
+    is_published = isinstance(folder, str) and folder in published.REPOSITORIES
+    if is_published and folder not in known:
         if download:
             return published.download(folder)
         raise ValueError(
-            f"'{folder}' is not in models/{model_folders.SANA_SPRINT}. Switch on download in Load "
-            f"SANA-Sprint to get it from Hugging Face, or put the folder of the repository "
+            f"folder '{folder}' is not in models/{model_folders.SANA_SPRINT}. Switch on download "
+            f"in Load SANA-Sprint to get it from Hugging Face, or put the folder of the repository "
             f"{published.REPOSITORIES[folder]} there under this name."
         )
     return model_folders.find(known, folder, model_folders.SANA_SPRINT)
