@@ -43,8 +43,10 @@ class Rewards:
     @classmethod
     def load(cls, weights: dict[str, float], dtype: torch.dtype) -> "Rewards":
         """Each reward by itself, so that ComfyUI can move it by itself."""
-        folder = model_folders.rewards_folder()
-        members = {name: load_rewards({name: 1.0}, folder, dtype).members[name] for name in weights}
+        folders = model_folders.rewards_folders()
+        members = {
+            name: load_rewards({name: 1.0}, folders, dtype).members[name] for name in weights
+        }
         return cls({name: comfy_model.manage(m) for name, m in members.items()}, dict(weights))
 
     def ensemble(self) -> Ensemble:
@@ -155,7 +157,7 @@ class LoadReward(io.ComfyNode):
 
 
 def _download(names: Sequence[str]) -> None:
-    store = WeightStore(model_folders.rewards_folder())
+    store = WeightStore(model_folders.rewards_folders())
     for file in dict.fromkeys(file for name in names for file in get_reward(name).files):
         store.fetch(file)
 

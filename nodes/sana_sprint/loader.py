@@ -6,7 +6,7 @@ import comfy.model_management as management
 import torch
 from comfy_api.latest import io
 
-from ...hypernoise_core.library_folder import check_pipeline, check_safetensors
+from ...hypernoise_core.library_folder import check_pipeline, safetensors_variant
 from .. import model_folders, widgets
 from . import autoencoder, network, published, text_encoder
 from .diffusers_library import diffusers
@@ -81,10 +81,10 @@ class LoadSanaSprint(io.ComfyNode):
     ) -> io.NodeOutput:
         widgets.check(cls, instruction=instruction, precision=precision, download=download)
         path, dtype = _path(folder, download), PRECISIONS[precision]
-        _check(path)
-        vae = autoencoder.load(path, dtype)
-        model = network.load(path, dtype, vae)
-        clip = text_encoder.load(path, dtype, instruction)
+        variants = _check(path)
+        vae = autoencoder.load(path, dtype, variants["vae"])
+        model = network.load(path, dtype, vae, variants["transformer"])
+        clip = text_encoder.load(path, dtype, instruction, variants["text_encoder"])
         return io.NodeOutput(model, clip, vae)
 
 
@@ -180,14 +180,15 @@ def _path(folder: str, download: bool) -> Path:
     return model_folders.find(known, folder, model_folders.SANA_SPRINT)
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path) -> dict[str, str | None]:
     """Makes sure that diffusers and transformers read tensors and JSON of this folder alone.
+
+    Returns:
+        The variant of the weights that each part has.
 
     Raises:
         ValueError: names the file, and what it asks for.
     """
     model_folders.check_links(folder, model_folders.SANA_SPRINT)
     check_pipeline(folder, PARTS)
-    for part in PARTS:
-        if part != "tokenizer":
-            check_safetensors(folder / part)
+    return {part: safetensors_variant(folder / part) for part in PARTS if part != "tokenizer"}

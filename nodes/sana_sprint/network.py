@@ -26,14 +26,19 @@ DOWNSCALE = 32  # image pixels for one latent pixel there
 GUIDANCE = 4.5  # the value the published models were distilled at
 
 
-def load(folder: Path, dtype: torch.dtype | None, vae: comfy.sd.VAE) -> WholeModelPatcher:
-    """The MODEL of a SANA-Sprint folder; dtype None picks one for the device.
+def load(
+    folder: Path, dtype: torch.dtype | None, vae: comfy.sd.VAE, variant: str | None = None
+) -> WholeModelPatcher:
+    """The MODEL of a SANA-Sprint folder; dtype None picks one for the device, variant None the
+    weights without one.
 
     The latents' scale and size come from the folder's `vae`.
     """
     device = management.get_torch_device()
     dtype = dtype or choose_dtype(device)
-    network = network_class().from_pretrained(folder, subfolder="transformer", **from_folder(dtype))
+    network = network_class().from_pretrained(
+        folder, subfolder="transformer", **from_folder(dtype, variant)
+    )
     latent_format = SanaLatent(
         channels=network.config.in_channels,
         downscale=vae.downscale_ratio,
