@@ -81,8 +81,30 @@ class SanaConfig(comfy.supported_models_base.BASE):
         self.latent_format = latent_format
 
 
-class SanaSprint(comfy.model_base.BaseModel):
+class _KnownByName(type):
+    """The type of a model of which ComfyUI's tables for LoRAs are to know a layer by more names.
+
+    `comfy.lora.model_lora_keys_unet` has a list of names for each class of model, and asks with
+    isinstance. Here the classes in `named_like` are bases whose names apply, but which no attribute
+    is taken from: they come last in the method resolution order.
+    """
+
+    named_like: tuple[type, ...]
+
+    def mro(cls) -> list[type]:
+        return [*super().mro(), *cls.__dict__.get("named_like", ())]
+
+
+class SanaSprint(comfy.model_base.BaseModel, metaclass=_KnownByName):
     """ComfyUI's view of the network: sampling, latent format, conditioning."""
+
+    # A layer is called transformer.LAYER by diffusers, LAYER by others, base_model.model.LAYER by
+    # peft; diffusion_model.LAYER and lora_unet_LAYER hold for every model.
+    named_like = (
+        comfy.model_base.HiDream,
+        comfy.model_base.GenmoMochi,
+        comfy.model_base.HunyuanDiT,
+    )
 
     def __init__(self, config: SanaConfig, network: torch.nn.Module) -> None:
         super().__init__(config, comfy.model_base.ModelType.FLOW)
