@@ -67,6 +67,12 @@ def test_noise_to_latent_keeps_what_belongs_to_the_latent(comfy, loaded, noise):
     assert latent.items() >= more.items() and not torch.equal(*latent["samples"])
 
 
+def test_an_empty_batch_is_named(comfy, loaded, noise):
+    empty = {"samples": torch.zeros(0, 32, 2, 2)}
+    with pytest.raises(ValueError, match="latent holds no image"):
+        comfy.run("HyperNoise_NoiseToLatent", noise=noise, model=loaded.model, latent=empty)
+
+
 def test_the_preview_shows_noise_delta_and_their_sum(comfy, loaded, noise):
     before, delta, after = comfy.run(
         "HyperNoise_PreviewDelta",
