@@ -129,8 +129,8 @@ def fingerprint_of(known: dict[str, Path], name: str | None) -> str:
     ComfyUI hands over None where the widget is linked. The value is not known then, but it is one
     of the known names: the text changes when what lies behind any of them does.
     """
-    paths = known.values() if name is None else [known[name]] if name in known else []
-    return "|".join(map(fingerprint, paths))
+    names = known if name is None else {name} & known.keys()
+    return "|".join(fingerprint(known[name]) for name in names)
 
 
 def fingerprint(path: Path) -> str:

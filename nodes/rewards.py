@@ -331,12 +331,6 @@ class CompareImages(io.ComfyNode):
         one_prompt_per_line: Sequence[bool] = (False,),
     ) -> io.NodeOutput:
         sides = {"first": first, "second": second}
-        counts = [sum(image_counts(side, images)) for side, images in sides.items()]
-        if counts[0] != counts[1]:
-            raise ValueError(
-                f"Compare Images: {counts[0]} images in first and {counts[1]} in second; a "
-                f"comparison takes pairs."
-            )
         scored = score(cls, sides, reward, prompt, one_prompt_per_line)
         totals = [s.total for s in scored]
         result = compare(*totals)
@@ -419,8 +413,11 @@ def score(
     widgets.check(node, one_prompt_per_line=per_line)
     for text in prompt:
         widgets.check(node, prompt=text)
-    counts = [image_counts(side, images) for side, images in sides.items()]
-    prompts = prompts_for(counts, prompt, per_line)
+    counts = {side: image_counts(side, images) for side, images in sides.items()}
+    if len(set(map(sum, counts.values()))) > 1:
+        given = " and ".join(f"{sum(of_side)} images in {side}" for side, of_side in counts.items())
+        raise ValueError(f"Compare Images: {given}; a comparison takes pairs.")
+    prompts = prompts_for(list(counts.values()), prompt, per_line)
     comfy.model_management.load_models_gpu(list(rewards.patchers.values()))
     ensemble = rewards.ensemble()
     complaints = ensemble.complaints(prompts)

@@ -341,7 +341,7 @@ def test_a_comparison_gives_win_rate_interval_and_plot(comfy, redness, images):
     assert rate == 0.75
     assert "75.0% of 4 pairs (95% confidence: 30.1% to 95.4%)" in report
     assert plot.ndim == 4 and plot.std() > 0.05
-    with pytest.raises(ValueError, match="4 images in first and 3 in second"):
+    with pytest.raises(ValueError, match="4 images in first and 3 images in second"):
         comfy.run(
             "HyperNoise_CompareImages",
             first=[images], second=[images[:3]], reward=[redness], prompt=["a"],
