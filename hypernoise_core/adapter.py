@@ -94,7 +94,7 @@ def read_header(weights: Path) -> dict[str, str]:
     Raises:
         AdapterError: the file is damaged.
     """
-    if weights.suffix == ".bin":
+    if weights.suffix.lower() == ".bin":
         return {}
     try:
         with open_safetensors(weights) as file:
@@ -116,7 +116,7 @@ def find_weights(path: Path) -> Path:
         return found[0]
     if not path.is_file():
         raise AdapterError(f"there is no adapter at {path}")
-    if path.suffix not in (".safetensors", ".bin"):
+    if path.suffix.lower() not in (".safetensors", ".bin"):
         raise AdapterError(f"{path} is neither a folder nor a .safetensors or .bin file")
     return path
 

@@ -57,7 +57,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         TensorFileError: names the file and what is wrong with it.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         return read_pickled(path), {}
     with open_safetensors(path) as file:
         entries = file.metadata() or {}

@@ -125,13 +125,13 @@ class Ensemble(nn.Module):
 
 def load_rewards(
     weights: Mapping[str, float],
-    folder: str | Path | None = None,
+    folder: str | Path | Sequence[Path] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Ensemble:
     """Rewards by name and weight, frozen, on the CPU.
 
     Args:
-        folder: of downloaded weights; None: the Hugging Face cache.
+        folder: of downloaded weights, or several; None: the Hugging Face cache.
         dtype: of the large networks.
 
     Raises:

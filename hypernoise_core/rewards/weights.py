@@ -1,4 +1,4 @@
-"""Where the weights of rewards lie: a folder of the user's, else the Hugging Face cache.
+"""Where the weights of rewards lie: folders of the user's, else the Hugging Face cache.
 
 Nothing is downloaded unless `download` is called. A file is compared with the SHA-256 that was
 published for it: the one written beside it here, else the one that the hub told at the download,
@@ -7,7 +7,7 @@ which the cache keeps as the name of the file's blob, and a local folder in `.ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,14 +44,19 @@ class WeightStore:
 
     Args:
         folder: looked through before the Hugging Face cache; it holds a folder for each
-            repository, of the repository's name.
+            repository, of the repository's name. Of several, the first one that has a file counts,
+            and downloads go into the first.
         dtype: of the large networks; small heads stay in float32.
     """
 
     def __init__(
-        self, folder: str | Path | None = None, dtype: torch.dtype = torch.float32
+        self,
+        folder: str | Path | Sequence[Path] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.folder = None if folder is None else Path(folder)
+        if isinstance(folder, (str, Path)):
+            folder = [Path(folder)]
+        self.folders = list(folder or ())
         self.dtype = dtype
         self._loaded: dict[Hashable, Any] = {}
 
@@ -71,23 +76,23 @@ class WeightStore:
         """
         path = self._look_for(file)
         if path is None:
-            places = [str(file.inside(self.folder))] if self.folder else []
+            places = [str(file.inside(folder)) for folder in self.folders]
             places.append(f"the Hugging Face cache ({_hub().constants.HF_HUB_CACHE})")
             raise FileNotFoundError(
                 f"{file.name} of {file.repository} is missing; looked for at "
-                f"{' and in '.join(places)}"
+                f"{', at '.join(places[:-1])}{' and in ' * (len(places) > 1)}{places[-1]}"
             )
         check(path, file)
         return path
 
     def download(self, file: WeightFile) -> Path:
-        """Gets a file from the hub, into the folder if there is one, else into the cache.
+        """Gets a file from the hub, into the first folder if there is one, else into the cache.
 
         Raises:
             OSError: the hub cannot be reached or does not have it.
             TensorFileError: what arrived is not what was published.
         """
-        target = file.inside(self.folder).parent if self.folder else None
+        target = file.inside(self.folders[0]).parent if self.folders else None
         try:
             path = _hub().hf_hub_download(
                 file.repository, file.name, local_dir=target, revision=file.revision
@@ -106,10 +111,12 @@ class WeightStore:
         return self.download(file) if self._look_for(file) is None else self.find(file)
 
     def _look_for(self, file: WeightFile) -> Path | None:
-        if self.folder is not None and (path := file.inside(self.folder)).is_file():
-            if not path.resolve().is_relative_to(self.folder.resolve()):
+        for folder in self.folders:
+            if not (path := file.inside(folder)).is_file():
+                continue
+            if not path.resolve().is_relative_to(folder.resolve()):
                 raise TensorFileError(
-                    f"{path} is or lies behind a link out of {self.folder}, which is not followed: "
+                    f"{path} is or lies behind a link out of {folder}, which is not followed: "
                     f"put the file itself there, or name the folder that it lies in"
                 )
             return path

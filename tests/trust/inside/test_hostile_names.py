@@ -366,6 +366,14 @@ def shards_of_the_text_encoder(folder: Path, outside: Path) -> None:
     shards(folder, "text_encoder", "..\\..\\model.safetensors")
 
 
+def shards_of_a_variant(folder: Path, outside: Path) -> None:
+    shards(
+        folder, "transformer", str(outside / "generator/vae/diffusion_pytorch_model.safetensors")
+    )
+    index = folder / "transformer/diffusion_pytorch_model.safetensors.index.json"
+    index.rename(index.with_name("diffusion_pytorch_model.safetensors.index.fp16.json"))
+
+
 def linked_weights(folder: Path, outside: Path) -> None:
     name = "transformer/diffusion_pytorch_model.safetensors"
     (folder / name).unlink()
@@ -402,6 +410,7 @@ def no_part(folder: Path, outside: Path) -> None:
 BROKEN = [
     ask_for_pipeline, ask_for_module, ask_for_auto_map, ask_for_tokenizer, ask_for_network,
     ask_for_adapter, ask_for_weights, shards_above, shards_anywhere, shards_of_the_text_encoder,
+    shards_of_a_variant,
     linked_weights, linked_part, no_part,
     pickled("text_encoder", "pytorch_model.bin"),
     pickled("vae", "diffusion_pytorch_model.bin"),
@@ -459,7 +468,7 @@ def image(*shape: int, value: float = 0.5):
 
 
 IMAGES = {
-    "no image": (lambda: image(0, 64, 64, 3), "B >= 1"),
+    "no image": (lambda: image(0, 64, 64, 3), "holds no image"),
     "1 x 1": (lambda: image(1, 1, 1, 3), "too small"),
     "no pixel": (lambda: image(1, 0, 64, 3), "too small"),
     "1 channel": (lambda: image(1, 64, 64, 1), "(1, 64, 64, 1)"),
