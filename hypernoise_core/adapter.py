@@ -268,8 +268,9 @@ def _completed(
         raise AdapterError(
             f"{path} does not tell its LoRA alpha, so its scale alpha / rank is unknown (rank "
             f"{ranks}; the reference trains with alpha = 2 x rank for SANA-Sprint, 5 x rank for "
-            f"FLUX, 1 x rank for SD-Turbo). Put its {CONFIG_NAME} into {path.parent}, or write a "
-            f"file that tells it: hypernoise export ADAPTER OUT.safetensors --alpha ALPHA"
+            f"FLUX, 1 x rank for SD-Turbo). Put its {CONFIG_NAME} beside it, in a folder of their "
+            f"own, or write a file that tells alpha: hypernoise export ADAPTER OUT.safetensors "
+            f"--alpha ALPHA"
         )
     if alpha is not None and not silent and any(alpha != known for known in told.values()):
         known = name_some([f"{value:g}" for value in sorted(set(told.values()))])

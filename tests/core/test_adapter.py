@@ -245,7 +245,7 @@ def test_a_foreign_file_without_alpha_is_refused_until_it_is_given(tiny_sana, tm
     path = tmp_path / "foreign.safetensors"
     save_file(tensors_of(f, "transformer."), path)
     with pytest.raises(
-        AdapterError, match=r"rank 4; .*adapter_config.json into .*export .*--alpha"
+        AdapterError, match=r"rank 4; .*adapter_config.json beside it.*export .*--alpha"
     ):
         load_adapter(path)
     assert_same(load_adapter(path, alpha=8), f)
