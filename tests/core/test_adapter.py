@@ -362,15 +362,7 @@ def test_a_pickle_that_would_run_code_is_refused(tiny_sana, tmp_path):
         assert not (tmp_path / "ran").exists()
 
 
-EIGHT_BITS = [
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2fnuz,
-]
-
-
-@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
 def test_8_bit_floats_are_read_exactly_as_float16(tiny_sana, tmp_path, dtype):
     values = torch.arange(256, dtype=torch.uint8).view(dtype)
     exact = [v for v in values.float().tolist() if torch.tensor(v).isfinite()]
@@ -389,19 +381,18 @@ def test_8_bit_floats_are_read_exactly_as_float16(tiny_sana, tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "message"),
+    ("dtype", "message"),
     [
-        ("f.safetensors", torch.uint16, "proj_out.lora_A.weight' in the dtype U16.*convert it to"),
-        ("f.bin", torch.uint16, "of a dtype that is not read.*convert it to float16"),
-        ("f.bin", torch.float8_e5m2, "8-bit floats: write it as .safetensors, or convert it to"),
+        (torch.uint16, "of a dtype that is not read.*convert it to float16"),
+        (torch.float8_e5m2, "8-bit floats: write it as .safetensors, or convert it to"),
     ],
 )
-def test_a_dtype_that_is_not_read_is_named_and_not_called_damage(tmp_path, name, dtype, message):
+def test_a_dtype_that_is_not_read_from_a_bin_is_not_called_damage(tmp_path, dtype, message):
     tensors = {f"proj_out.lora_{x}.weight": torch.ones(4, 4).to(dtype) for x in ("A", "B")}
-    write_folder(tmp_path, tensors, config=None, weights=name)
+    write_folder(tmp_path, tensors, config=None, weights="f.bin")
     with pytest.raises(AdapterError, match=message) as caught:
-        load_adapter(tmp_path / name)
-    assert name in str(caught.value) and "damaged" not in str(caught.value)
+        load_adapter(tmp_path / "f.bin")
+    assert "f.bin" in str(caught.value) and "damaged" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

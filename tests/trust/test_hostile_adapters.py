@@ -124,8 +124,8 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         r"NaN or infinite.*to_q \(3 of 12\)",
     ),
     "a dtype that is not read": (
-        with_tensor(lambda t: t.to(torch.uint64)),
-        f"holds '{KEY}' in the dtype U64, which is not read",
+        with_header(lambda h: h[KEY].update(dtype="U32")),
+        f"holds '{KEY}' in the dtype U32, which is not read",
     ),
     "NaN weights": (with_tensor(filled(NAN)), r"NaN or infinite.*to_q \(3 of 12\).*earlier"),
     "infinite weights": (with_tensor(filled(-INFINITE)), r"to_q \(3 of 12\)"),
