@@ -21,6 +21,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..hypernoise_core.adapter import WEIGHT_NAMES
 from ..hypernoise_core.library_folder import read_json
 from ..hypernoise_core.text import printable
 
@@ -37,7 +38,7 @@ REGISTER = (
 )
 _ADAPTER = {".safetensors", ".bin"}
 _CONFIG = "adapter_config.json"
-_PEFT = (_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
+_PEFT = (_CONFIG, *WEIGHT_NAMES)
 _INDEX = "model_index.json"
 _LARGEST_INDEX = 1 << 20  # in bytes
 _SHOWN = 20  # names in a message

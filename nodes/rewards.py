@@ -21,6 +21,7 @@ from ..hypernoise_core.rewards import (
 )
 from ..hypernoise_core.rewards.reward import check_size
 from ..hypernoise_core.text import check_prompts, printable
+from ..hypernoise_core.text_file import is_blank, lines
 from . import comfy_model, latents, model_folders, pictures, widgets
 
 RewardType = io.Custom("HYPERNOISE_REWARD")
@@ -489,7 +490,7 @@ def prompts_for(sides: Sequence[Sequence[int]], prompt: list[str], per_line: boo
         ValueError: there are too few or too many, or one is no text.
     """
     if per_line:
-        prompt = [line.strip() for text in prompt for line in text.splitlines() if line.strip()]
+        prompt = [line.strip() for text in prompt for line in lines(text) if not is_blank(line)]
         sides = [[1] * sum(sides[0])]  # the first line belongs to the first image
     check_prompts(prompt)
     count = sum(sides[0])

@@ -33,6 +33,7 @@ def write_comparison(
     *,
     model: str,
     adapter: Path | None,
+    alpha: float | None,
     steps: int,
     seed: int,
     images_per_prompt: int,
@@ -54,7 +55,7 @@ def write_comparison(
         adapter = EMBEDDED_ADAPTER
     if images_per_prompt < 1:
         raise ValueError(f"--images-per-prompt must be at least 1, not {images_per_prompt}")
-    hypernetwork = load_adapter(adapter)
+    hypernetwork = load_adapter(adapter, alpha=alpha)
     pipeline = load_pipeline(model)
     texts = [prompt for prompt in prompts for _ in range(images_per_prompt)]
     conditioning = encode_prompts(pipeline, texts, batch_size=batch_size)

@@ -167,6 +167,15 @@ def test_no_part_of_a_peft_folder_may_lead_out(comfy, folders, root, outside, pa
         comfy.run("HyperNoise_LoadHypernetwork", hypernetwork="p")
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_no_file_of_diffusers_beside_a_configuration_may_lead_out(folders, root, outside, suffix):
+    folder = root / HYPERNOISE / "p"
+    for part in ("adapter_config.json", "other.safetensors"):
+        write(folder / part, b"{}")
+    link(folder / f"pytorch_lora_weights{suffix}", outside / "canary.safetensors")
+    assert "p" not in folders.hypernetworks()
+
+
 def test_a_link_to_a_file_of_the_same_folders_and_a_linked_root_are_fine(
     folders, root, outside, monkeypatch
 ):
