@@ -1,6 +1,6 @@
 """The nodes that score images: load rewards, score, keep the best, compare."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..hypernoise_core.rewards import (
     score_in_batches,
 )
 from ..hypernoise_core.rewards.reward import check_size
+from ..hypernoise_core.tensor_file import TensorFileError
 from ..hypernoise_core.text import check_prompts, printable
 from ..hypernoise_core.text_file import is_blank, lines
 from . import comfy_model, latents, model_folders, pictures, widgets
@@ -136,6 +137,12 @@ class LoadReward(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, reward: str | None, **others: object) -> str:
+        """Weights that are replaced on disk are loaded anew; of a linked reward any counts."""
+        chosen = NAMES.values() if reward not in (*NAMES, PAPER) else _weights(reward)
+        return _fingerprint(chosen)
+
+    @classmethod
     def execute(
         cls,
         reward: str,
@@ -145,7 +152,7 @@ class LoadReward(io.ComfyNode):
         download: bool = False,
     ) -> io.NodeOutput:
         widgets.check(cls, reward=reward, weight=weight, precision=precision, download=download)
-        chosen = paper_weights() if reward == PAPER else {NAMES[reward]: 1.0}
+        chosen = _weights(reward)
         if download:
             _download(chosen)
         try:
@@ -155,6 +162,21 @@ class LoadReward(io.ComfyNode):
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error} Or switch on download in Load Reward.") from error
         return io.NodeOutput(loaded if add_to is None else add_to + loaded)
+
+
+def _weights(choice: str) -> dict[str, float]:
+    """The rewards that the widget's choice stands for, and the share of each."""
+    return paper_weights() if choice == PAPER else {NAMES[choice]: 1.0}
+
+
+def _fingerprint(names: Iterable[str]) -> str:
+    store = WeightStore(model_folders.rewards_folders())
+    files = dict.fromkeys(file for name in names for file in get_reward(name).files)
+    try:
+        paths = [path for file in files if (path := store.look_for(file))]
+    except TensorFileError as error:
+        return str(error)
+    return "|".join(map(model_folders.fingerprint, paths))
 
 
 def _download(names: Sequence[str]) -> None:

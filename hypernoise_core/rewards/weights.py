@@ -74,7 +74,7 @@ class WeightStore:
             TensorFileError: the file is not the one that was published, or a link out of the
                 folder.
         """
-        path = self._look_for(file)
+        path = self.look_for(file)
         if path is None:
             places = [str(file.inside(folder)) for folder in self.folders]
             places.append(f"the Hugging Face cache ({_hub().constants.HF_HUB_CACHE})")
@@ -108,9 +108,14 @@ class WeightStore:
         Raises:
             OSError, TensorFileError: as `find` and `download` raise them.
         """
-        return self.download(file) if self._look_for(file) is None else self.find(file)
+        return self.download(file) if self.look_for(file) is None else self.find(file)
 
-    def _look_for(self, file: WeightFile) -> Path | None:
+    def look_for(self, file: WeightFile) -> Path | None:
+        """Where the file is on this machine, unchecked; None where it is not.
+
+        Raises:
+            TensorFileError: it is a link out of the folder.
+        """
         for folder in self.folders:
             if not (path := file.inside(folder)).is_file():
                 continue

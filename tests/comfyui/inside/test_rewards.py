@@ -58,9 +58,27 @@ def test_missing_weights_name_the_switch_and_the_folder(comfy):
         comfy.run("HyperNoise_LoadReward", reward="PickScore (pickscore)", weight=1.0)
 
 
+def test_weights_that_are_replaced_on_disk_are_loaded_anew(comfy, tmp_path, monkeypatch):
+    module = comfy.ours("nodes.rewards")
+    node = module.LoadReward
+    monkeypatch.setattr(module.model_folders, "rewards_folders", lambda: [tmp_path])
+    missing = node.fingerprint_inputs(reward="HPSv2.1 (hps)", weight=1.0)
+    file = tmp_path / "HPSv2" / "HPS_v2.1_compressed.pt"
+    file.parent.mkdir()
+    file.write_bytes(b"one")
+    found = node.fingerprint_inputs(reward="HPSv2.1 (hps)", weight=1.0)
+    assert found == node.fingerprint_inputs(reward="HPSv2.1 (hps)", weight=1.0) != missing
+    linked = node.fingerprint_inputs(reward=None, weight=1.0)
+    file.write_bytes(b"other")
+    assert node.fingerprint_inputs(reward="HPSv2.1 (hps)", weight=1.0) not in (found, missing)
+    assert node.fingerprint_inputs(reward=None, weight=1.0) != linked
+    assert node.fingerprint_inputs(reward="Redness (redness)", weight=1.0) == ""
+
+
 @pytest.mark.parametrize(
     ("prompt", "per_line", "sides", "expected"),
     [
+        (["a\u2028b\n\u200b\r\nc"], True, [[2]], ["a\u2028b", "c"]),
         (["a"], False, [[2]], ["a", "a"]),
         (["a\nb"], False, [[2]], ["a\nb", "a\nb"]),
         (["a\n\n b"], True, [[2]], ["a", "b"]),
