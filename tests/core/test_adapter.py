@@ -57,6 +57,14 @@ def test_the_same_adapter_always_gives_the_same_bytes(tiny, tmp_path):
     assert len({file.read_bytes() for file in files}) == 1
 
 
+def test_a_configuration_that_was_saved_with_a_byte_order_mark_is_read(tiny, tmp_path):
+    f = tiny.hypernetwork()
+    folder = write_folder(tmp_path / "folder", tensors_of(f))
+    config = folder / "adapter_config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes().replace(b", ", b",\r\n"))
+    assert_same(load_adapter(folder), f)
+
+
 @pytest.mark.parametrize("name", ["f.safetensors", "folder"])
 def test_saving_and_loading_is_identity(tiny, tmp_path, name):
     f = tiny.hypernetwork()
