@@ -8,7 +8,7 @@ to the sampler.
 
 import copy
 import logging
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -129,10 +129,7 @@ def apply(
 
     Raises:
         AdapterError: the hypernetwork does not fit the model's network.
-        ValueError: a choice is none of those that its widget offers.
     """
-    check_choice("at_partial_noise", at_partial_noise, PARTIAL_NOISE)
-    check_choice("out_of_memory", out_of_memory, OUT_OF_MEMORY)
     if strength == 0:
         return model
     hypernetwork = hypernoise.hypernetwork
@@ -155,16 +152,6 @@ def apply(
     # ComfyUI loads these beside the model before it samples.
     modulated.set_additional_models(KEY, [patcher.clone() for patcher in _patchers(parts)])
     return modulated
-
-
-def check_choice(widget: str, value: object, choices: Sequence[str]) -> None:
-    """A linked widget can hand over anything.
-
-    Raises:
-        ValueError: the value is none of the choices; names them.
-    """
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{widget} is {value!r}, choose from {', '.join(map(repr, choices))}")
 
 
 def _patchers(parts: Iterable[Part]) -> list[ModelPatcher]:
@@ -464,7 +451,13 @@ def to_graph_latent(model: ModelPatcher, latents: torch.Tensor) -> torch.Tensor:
 
 
 def latent_for(model: ModelPatcher, latent: dict) -> dict:
-    """The LATENT as samplers adapt it: an empty one gets the model's channels and size."""
+    """The LATENT as samplers adapt it: an empty one gets the model's channels and size.
+
+    Raises:
+        ValueError: it is a batch of none.
+    """
+    if not len(latent["samples"]):
+        raise ValueError("latent holds no image: it is an empty batch; give at least one.")
     latent = dict(latent)
     ratio = latent.pop("downscale_ratio_spacial", None)
     latent["samples"] = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)

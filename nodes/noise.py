@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from . import comfy_model
+from . import comfy_model, widgets
 from .hypernetwork import HypernoiseType, at_partial_noise_input, strength_input
 from .sampling_run import is_empty
 
@@ -83,16 +83,17 @@ class ModulateNoise(io.ComfyNode):
         sigmas: io.Sigmas.Type | None = None,
         at_partial_noise: str = comfy_model.LEAVE,
     ) -> io.NodeOutput:
-        modulated = comfy_model.apply(
-            model, hypernoise, strength, at_partial_noise=at_partial_noise
-        )
+        widgets.check(cls, strength=strength, at_partial_noise=at_partial_noise)
         if sigmas is None and at_partial_noise == comfy_model.SCALE:
             raise ValueError(
                 f"at_partial_noise is '{comfy_model.SCALE}', so Modulate Noise must know where "
                 f"sampling starts: connect the sampler's sigmas to it."
             )
-        if modulated is model:
+        if strength == 0:
             return io.NodeOutput(noise)
+        modulated = comfy_model.apply(
+            model, hypernoise, strength, at_partial_noise=at_partial_noise
+        )
         return io.NodeOutput(ModulatedNoise(noise, modulated, positive, sigmas))
 
 
@@ -124,7 +125,7 @@ class NoiseToLatent(io.ComfyNode):
     ) -> io.NodeOutput:
         latent = comfy_model.latent_for(model, latent)
         drawn = noise.generate_noise(latent)
-        return io.NodeOutput({"samples": comfy_model.to_graph_latent(model, drawn)})
+        return io.NodeOutput({**latent, "samples": comfy_model.to_graph_latent(model, drawn)})
 
 
 class PreviewDelta(io.ComfyNode):

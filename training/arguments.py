@@ -16,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..hypernoise_core.rewards import REWARDS, parse_weights
+from ..hypernoise_core.text_file import read_text
 from .config import TrainingConfig
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -111,7 +112,7 @@ def read_config(name: str) -> dict[str, Any]:
         shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
         raise FileNotFoundError(f"no config {path}; shipped are {shipped}")
     try:
-        values = _parse_toml(path.read_text(encoding="utf-8"))
+        values = _parse_toml(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is no TOML file: {error}") from error
     types = get_type_hints(TrainingConfig, include_extras=False)

@@ -10,18 +10,19 @@ from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.generate import encode_prompts, generate
 from .evaluation.figures import side_by_side
 from .pipelines import ASSETS, EMBEDDED, load_pipeline
-from .prompt_files import read_lines
+from .prompt_files import read_file
 
 EMBEDDED_ADAPTER = ASSETS / "tiny-hypernoise.safetensors"
 
 
 def read_prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
-    """The given prompts and those of a text file, one a line; empty lines are passed over.
+    """The given prompts and those of a file, as `prompt_files.read_file` gives them.
 
     Raises:
-        ValueError: there is no prompt.
+        FileNotFoundError: there is no such file.
+        ValueError: there is no prompt, or the file cannot be read.
     """
-    found = [*prompts, *(read_lines(file) if file else [])]
+    found = [*prompts, *(read_file(file) if file else [])]
     if not found:
         raise ValueError("no prompt: give --prompts 'a red circle' or --prompts-file FILE")
     return found
@@ -32,6 +33,7 @@ def write_comparison(
     *,
     model: str,
     adapter: Path | None,
+    alpha: float | None,
     steps: int,
     seed: int,
     images_per_prompt: int,
@@ -53,7 +55,7 @@ def write_comparison(
         adapter = EMBEDDED_ADAPTER
     if images_per_prompt < 1:
         raise ValueError(f"--images-per-prompt must be at least 1, not {images_per_prompt}")
-    hypernetwork = load_adapter(adapter)
+    hypernetwork = load_adapter(adapter, alpha=alpha)
     pipeline = load_pipeline(model)
     texts = [prompt for prompt in prompts for _ in range(images_per_prompt)]
     conditioning = encode_prompts(pipeline, texts, batch_size=batch_size)

@@ -365,20 +365,6 @@ def test_at_partial_noise_the_change_can_be_scaled_by_sigma(comfy, apply, loaded
     assert "its change times 0.5" in caplog.text
 
 
-@pytest.mark.parametrize("widget", ["at_partial_noise", "out_of_memory"])
-@pytest.mark.parametrize("value", [None, "leave", 3, ["stop"]])
-@pytest.mark.parametrize("strength", [0.0, 1.0])
-def test_a_linked_value_that_is_no_choice_is_refused_with_the_choices(
-    comfy, apply, loaded, widget, value, strength
-):
-    ours = comfy.ours("nodes.comfy_model")
-    choices = {"at_partial_noise": ours.PARTIAL_NOISE, "out_of_memory": ours.OUT_OF_MEMORY}
-    with pytest.raises(ValueError) as refused:
-        apply(loaded.model, loaded.hypernoise, strength, **{widget: value})
-    assert widget in str(refused.value) and repr(value) in str(refused.value)
-    assert all(repr(choice) in str(refused.value) for choice in choices[widget])
-
-
 def test_guidance_above_one_costs_no_second_pass(comfy, apply, loaded, fresh, passes):
     comfy.sample(apply(loaded.model, fresh), loaded.prompt, loaded.latent, cfg=3.0)
     assert len(passes) == 1
