@@ -113,6 +113,10 @@ class Part:
     out_of_memory: str
     """One of `OUT_OF_MEMORY`."""
 
+    def with_patcher(self, patcher: ModelPatcher) -> "Part":
+        """The same with another patcher of its hypernetwork."""
+        return replace(self, hypernoise=replace(self.hypernoise, patcher=patcher))
+
 
 def apply(
     model: ModelPatcher,
@@ -253,12 +257,7 @@ class NoiseModulation:
         """
         beside = run.guider.model_patcher.get_additional_models_with_key(KEY)
         loaded = dict(zip(_patchers(self.parts), beside, strict=True))
-        own = [part.hypernoise for part in self.parts]
-        here = [replace(hypernoise, patcher=loaded[hypernoise.patcher]) for hypernoise in own]
-        return [
-            replace(part, hypernoise=hypernoise)
-            for part, hypernoise in zip(self.parts, here, strict=True)
-        ]
+        return [part.with_patcher(loaded[part.hypernoise.patcher]) for part in self.parts]
 
     def _say_once(self, level: int, message: str) -> None:
         if message not in self._said:
