@@ -125,13 +125,34 @@ def test_several_steps_start_from_the_same_modulated_noise(server, models, plain
     assert torch.isfinite(second).all() and not torch.equal(first, second)
 
 
-def test_below_full_noise_the_noise_is_left_alone_and_the_log_says_so(server, models):
-    runs = [
-        server.run(text_to_image(models.folder, seed=SEED, denoise=0.5, hypernetworks=p))
-        for p in ((), ((stand_ins.FILE, 1.0),))
-    ]
+def below_full_noise(models: Models, hypernetworks: tuple) -> dict:
+    return text_to_image(models.folder, seed=SEED, denoise=0.5, hypernetworks=hypernetworks)
+
+
+def test_below_full_noise_an_image_s_noise_is_left_alone_and_the_log_says_so(server, models):
+    runs = []
+    for hypernetworks in ((), ((stand_ins.FILE, 1.0),)):
+        graph = below_full_noise(models, hypernetworks)
+        graph["grey"] = {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0x808080},
+        }
+        graph["latent"] = {
+            "class_type": "VAEEncode",
+            "inputs": {"pixels": ["grey", 0], "vae": ["model", 2]},
+        }
+        runs.append(server.run(graph))
     assert torch.equal(latent(server, runs[0]), latent(server, runs[1]))
     assert f"{stand_ins.FILE} is not used: sampling starts at sigma 0.5" in server.log()
+
+
+def test_below_full_noise_an_empty_latent_s_noise_is_modulated_and_the_log_says_so(server, models):
+    plain, changed = (
+        latent(server, server.run(below_full_noise(models, hypernetworks)))
+        for hypernetworks in ((), ((stand_ins.OTHER, 1.0),))
+    )
+    assert (changed - plain).norm() / plain.norm() > 0.05
+    assert f"{stand_ins.OTHER} is used in full: sampling starts at sigma 0.5" in server.log()
 
 
 def test_a_hypernetwork_of_another_family_is_refused_with_its_name(server, models):
