@@ -22,6 +22,7 @@ from ..hypernoise_core.generate import join_batches
 from ..hypernoise_core.rewards import Ensemble
 from ..hypernoise_core.rewards.clip import ClipEncoder
 from ..hypernoise_core.tensor_file import TensorFileError, open_safetensors
+from . import writable
 from .pipelines import TEXT_PARTS
 
 Encode = Callable[[list[str]], dict[str, Tensor]]
@@ -94,11 +95,14 @@ class FeatureStore:
 
         Raises:
             ValueError: `encode` does not give a row for each prompt.
+            OSError: the folder cannot be written.
         """
         # By length, so that a shard needs little padding. The shares are of all prompts, not of
         # the missing ones, which another process may see fewer of by now.
         ordered = sorted(dict.fromkeys(prompts), key=lambda prompt: (len(prompt), prompt))
         own = self.missing(ordered[process_index::num_processes])
+        if own:
+            writable.check_folder(self.folder, "--cache_dir")
         with tqdm(
             total=len(own), desc=title, unit="prompt", disable=process_index > 0 or not own
         ) as bar:

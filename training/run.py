@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
-import os
 import signal
 import sys
 import traceback
@@ -33,6 +32,7 @@ from ..hypernoise_core.families import family_of_pipeline
 from ..hypernoise_core.generator_lora import save_generator_lora
 from ..hypernoise_core.hypernetwork import sample_noise
 from ..hypernoise_core.rewards import Ensemble, load_rewards
+from . import writable
 from .arguments import to_toml
 from .checkpoints import Checkpoints, damaged
 from .config import TrainingConfig
@@ -185,7 +185,8 @@ def _encode(
     versions = {package: version(package) for package in ("diffusers", "transformers")}
     key = model_key(folder, text_parts(folder), {"dtype": config.precision, **versions})
     features = FeatureStore(cache / key)
-    missing = bool(features.missing(prompts))
+    if missing := bool(features.missing(prompts)):
+        writable.check_folder(cache, "--cache_dir")  # before the model is loaded
     pipeline = load_pipeline(
         config.model,
         dtype=dtype,
@@ -229,7 +230,7 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
             or prompts; or as `prepare` raises it.
         OSError: the folder cannot be written; or as `prepare` raises it.
     """
-    _check_writable(config.save_dir)
+    writable.check_folder(config.save_dir, "--save_dir")
     if not resume and Checkpoints(config.save_dir / _CHECKPOINTS, 1).paths():
         raise ValueError(
             f"{config.save_dir} holds a run already: add --resume to go on with it, or choose "
@@ -250,21 +251,6 @@ def _locked(folder: Path) -> FileLock:
             f"another --save_dir"
         ) from None
     return lock
-
-
-def _check_writable(folder: Path) -> None:
-    """Before hours of encoding; makes nothing yet."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(
-            f"--save_dir {folder}: {there} is a file, and no folder can be made of it; choose "
-            f"another --save_dir"
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"--save_dir {folder}: {there} cannot be written; choose another --save_dir, or make "
-            f"it writable"
-        )
 
 
 class Run:

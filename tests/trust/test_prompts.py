@@ -439,6 +439,10 @@ def commands(folder: Path) -> dict[str, tuple[list[str], bool]]:
     long_prompt = f"{HOSTILE} " + "word " * 500
     return {
         "a hostile prompt": (["generate", "--prompts", HOSTILE, "--out", "o1"], True),
+        "a prompt like a flag": (["generate", "--prompts", "-a red circle", "--b c", "--out=o7"],
+                                 True),
+        "a hostile flag": (["generate", f"--prompt{HOSTILE}", "a"], False),
+        "a hostile command": ([HOSTILE], False),
         "many shapes of text": (["generate", "--prompts", long_prompt, "", "--out", "o2"], True),
         "a file with a mark": (["generate", "--prompts-file", "good.txt", "--out", "o3"], True),
         "bytes": (["generate", "--prompts", os.fsdecode(b"caf\xe9"), "--out", "o4"], False),

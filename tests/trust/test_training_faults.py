@@ -335,6 +335,24 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(server, work, tmp_pa
         assert result.returncode == 2 and "cannot be written" in result.message
         assert "--save_dir" in result.message and "encoding" not in result.errors
         counts.count("refused")
+        arguments = ["--save_dir", tmp_path / "run", "--cache_dir", tmp_path / "disk" / "cache"]
+        result = server.train(work, *arguments)
+        assert result.returncode == 2 and "cannot be written" in result.message
+        assert "--cache_dir" in result.message and "encoding" not in result.errors
+        assert not (tmp_path / "run").exists()
+        counts.count("refused")
+
+
+@linux
+def test_a_cache_that_cannot_be_written_serves_where_it_holds_all(server, work, tmp_path, tally):
+    disk = tmp_path / "disk"
+    with small_disk(disk, "size=8m"):
+        result = server.train(work, "--save_dir", tmp_path / "first", "--cache_dir", disk)
+        assert result.returncode == 0, result.errors
+        with read_only(disk):
+            result = server.train(work, "--save_dir", tmp_path / "second", "--cache_dir", disk)
+        assert result.returncode == 0, result.errors
+    tally("a full cache that cannot be written").count("worked")
 
 
 @linux

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 
 from ..tiny_world.captions import PREFIXES, parse_caption
+from ..values import expand_home
 
 
 def paraphrase(caption: str) -> list[str]:
@@ -28,7 +29,7 @@ def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
     in the same order: {"candidates": ["...", ...]}.
 
     Args:
-        command: with its arguments, as a shell splits them; no shell runs it.
+        command: with its arguments, as a shell splits them, and expands ~; no shell runs it.
 
     Returns:
         Wordings by prompt, the prompt itself first.
@@ -39,7 +40,7 @@ def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
     lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
     try:
         result = subprocess.run(
-            shlex.split(command),
+            [expand_home(word) for word in shlex.split(command)],
             input="\n".join(lines) + "\n",
             stdout=subprocess.PIPE,
             encoding="utf-8",
