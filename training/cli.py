@@ -252,6 +252,7 @@ def reno(
         out: Folder for images, noise and scores; files of the same name are replaced.
     """
     from ..hypernoise_core.adapter import load_adapter
+    from ..hypernoise_core.hypernetwork import check_seeds
     from ..hypernoise_core.reno import RenoConfig
     from ..hypernoise_core.rewards import load_rewards, parse_weights
     from .inference import read_prompts
@@ -268,8 +269,10 @@ def reno(
     )
     if (height is None) != (width is None):
         raise ValueError("give both --height and --width, or none of them")
+    texts = read_prompts(prompts, prompts_file)
+    check_seeds(range(seed, seed + len(texts)))
     grid = write_search(
-        read_prompts(prompts, prompts_file),
+        texts,
         load_pipeline(model),
         load_rewards(parse_weights(rewards or default_rewards(model)), rewards_folder),
         config,

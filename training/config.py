@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..hypernoise_core.hypernetwork import check_seeds
 from ..hypernoise_core.rewards import get_reward, paper_weights
 from .command_line import NO_FLAG
 from .values import Place
@@ -159,6 +160,7 @@ class TrainingConfig:
             )
 
     def _check_ranges(self) -> None:
+        check_seeds([self.seed])
         above_0 = ["lora_rank", "alpha_multiplier", "epochs", "batch_size", "accumulation_steps"]
         above_0 += ["lr", "grad_clip", "max_generator_steps", "save_every", "keep_last"]
         above_0 += ["eval_prompts", *self._given("steps", "max_seconds", "image_size")]

@@ -170,6 +170,13 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
         (["score", "gone", "--prompts", "p", "--csv", "folder"], "--csv folder is a folder"),
         (["card", "gone", "--out", "file/b"], "choose another --out"),
         (["export", "gone", "file/b.safetensors"], "choose another OUT"),
+        (["train", "--seed", "18446744073709551616"], "seed 18446744073709551616 is out of range"),
+        (["demo", "--seed", "-9223372036854775809"], "seeds go from -9223372036854775808 to"),
+        (["generate", "--prompts", "a", "--seed", "18446744073709551616"], "is out of range"),
+        (
+            ["reno", "--prompts", "a", "b", "--seed", "18446744073709551615", "--model", "gone"],
+            "seed 18446744073709551616 is out of range: seeds go from",
+        ),
         (["download", "rewards", "--folder", "file"], "choose another --folder"),
     ],
 )
