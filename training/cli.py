@@ -312,11 +312,13 @@ def score(
 
     from ..hypernoise_core.rewards import load_rewards, parse_weights
     from .processes import join
+    from .progress import keep_loading_quiet
     from .scoring import score_folder
 
     if prompts is None:
         raise ValueError("which prompts? Give --prompts FILE")
     check_file(csv, "--csv")
+    keep_loading_quiet()
     ensemble = load_rewards(parse_weights(rewards), rewards_folder, getattr(torch, precision))
     problems = score_folder(images, prompts, ensemble.to(join().device), csv, batch_size)
     print(csv.resolve())

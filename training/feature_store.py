@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
-from tqdm import tqdm
 
 from ..hypernoise_core.atomic_file import remove_halves, write_atomically
 from ..hypernoise_core.families import family_of_pipeline
@@ -24,6 +23,7 @@ from ..hypernoise_core.rewards.clip import ClipEncoder
 from ..hypernoise_core.tensor_file import TensorFileError, open_safetensors
 from . import writable
 from .pipelines import TEXT_PARTS
+from .progress import progress_bar
 
 Encode = Callable[[list[str]], dict[str, Tensor]]
 
@@ -103,7 +103,7 @@ class FeatureStore:
         own = self.missing(ordered[process_index::num_processes])
         if own:
             writable.check_folder(self.folder, "--cache_dir")
-        with tqdm(
+        with progress_bar(
             total=len(own), desc=title, unit="prompt", disable=process_index > 0 or not own
         ) as bar:
             for batch in self._encode_in_shards(own, encode, batch_size):

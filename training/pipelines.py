@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..hypernoise_core.library_folder import check_pipeline
+from .progress import keep_loading_quiet
 from .published_models import PUBLISHED
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -86,6 +87,7 @@ def load_pipeline(
         from diffusers import DiffusionPipeline
     except ImportError as error:
         raise ImportError(_INSTALL) from error
+    keep_loading_quiet()
     left_out = {} if text_encoders else dict.fromkeys(text_parts(folder))
     check_pipeline(folder)
     try:

@@ -50,6 +50,7 @@ from .feature_store import (
 from .memory import checkpoint_activations, save_memory
 from .pipelines import load_pipeline, model_folder, text_parts
 from .processes import expect_answers, join
+from .progress import keep_loading_quiet, progress_bar
 from .prompts import load_prompts
 from .published_models import image_size
 from .sharding import shard
@@ -155,6 +156,7 @@ def prepare(config: TrainingConfig, *, also_encode: Sequence[str] = ()) -> Parts
         ValueError: something does not fit.
     """
     accelerator = join()
+    keep_loading_quiet()
     prompts = choose_prompts(config)
     dtype = getattr(torch, config.precision)
     rewards = load_rewards(config.rewards, config.rewards_folder, dtype)
@@ -340,7 +342,7 @@ class Run:
 
     def _train(self) -> None:
         trainer = self.trainer
-        bar = tqdm(
+        bar = progress_bar(
             total=trainer.plan.steps,
             initial=trainer.step,
             desc="training",

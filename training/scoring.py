@@ -24,6 +24,7 @@ from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.rewards import Ensemble, score_in_batches
 from ..hypernoise_core.rewards.reward import check_size
 from ..hypernoise_core.text import printable
+from .progress import progress_bar
 from .prompt_files import read_csv_rows, read_text
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -214,7 +215,9 @@ def _score(
     """Scores images of one size together and appends them to `part`; returns the problems."""
     problems: list[str] = []
     waiting: dict[tuple[int, int], list[tuple[str, Tensor]]] = defaultdict(list)
-    bar = tqdm(total=len(names), desc="scoring", unit="image", disable=not state.is_main_process)
+    bar = progress_bar(
+        total=len(names), desc="scoring", unit="image", disable=not state.is_main_process
+    )
 
     def flush(size: tuple[int, int]) -> None:
         batch = waiting.pop(size)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.divergence import kl_terms
 from ...hypernoise_core.hypernetwork import NoiseHypernetwork, sample_noise
+from ..progress import progress_bar
 from ..run import Parts
 from ..tiny_world.checker import is_correct
 from .adapters import ABLATION, Adapters
@@ -160,7 +161,7 @@ class Suite:
         own = share_out(left, accelerator.num_processes)[accelerator.process_index]
         if own:
             self._warm_up(own)
-        with tqdm(
+        with progress_bar(
             total=sum(cell.cost for cell in own),
             desc=f"evaluating {len(own)} of {len(self.cells)} cells",
             unit="pass",
