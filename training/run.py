@@ -506,6 +506,7 @@ class Run:
             return
         state = self.trainer.state_dict() | {
             "fingerprint": self._fingerprint,
+            "length": self._length,
             "evaluations": self.evaluations,
             "best": self.best,
         }
@@ -548,12 +549,36 @@ class Run:
         self._evaluated = self.evaluations[-1]["step"] if self.evaluations else 0
         self.trainer.load_state_dict(state)
         self._recorded = self.trainer.step
+        if "length" in state:  # earlier versions did not note it
+            self._tell_of_new_length(state["length"])
         if self.best is not None and not (self.folder / BEST).is_file():
             self.parts.accelerator.print(
                 f"warning: {self.folder / BEST} is gone: the best evaluation from now on writes it",
                 file=sys.stderr,
             )
             self.best = None
+
+    @property
+    def _length(self) -> dict[str, float | None]:
+        """What the run's schedule is planned for."""
+        return {"steps": self.trainer.plan.steps, "max_seconds": self.config.max_seconds}
+
+    def _tell_of_new_length(self, before: dict[str, Any]) -> None:
+        """Says what another length does to a schedule that depends on it."""
+        now, schedule = self._length, self.config.schedule
+        if now == before or schedule == "constant":
+            return
+        rates = [self.trainer.learning_rate_if_planned(**length) for length in (before, now)]
+        self.parts.accelerator.print(
+            f"warning: the {schedule} schedule was planned for {_in_words(**before)} and is now "
+            f"for {_in_words(**now)}: after update {self.trainer.step} the learning rate is "
+            f"{rates[1]:.3g} where it would have been {rates[0]:.3g}",
+            file=sys.stderr,
+        )
+
+
+def _in_words(steps: int, max_seconds: float | None) -> str:
+    return f"{steps} updates" + (f" or {max_seconds:g} seconds" if max_seconds else "")
 
 
 def _reward_of(error: Exception, rewards: Ensemble) -> str | None:

@@ -37,6 +37,7 @@ from hypernoise.tests.trust.runs import (
 )
 from hypernoise.training.checkpoints import Checkpoints
 from hypernoise.training.tracking import FILE as METRICS
+from hypernoise.training.tracking import read
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks runs")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or mounts")
@@ -193,6 +194,28 @@ def test_going_on_with_a_finished_run_changes_nothing(server, work, reference, t
     shutil.copytree(reference, run)
     assert server.train(work, "--save_dir", run, "--resume").returncode == 0
     assert not differences(run, reference)
+
+
+def test_a_schedule_that_another_length_changes_is_told(server, work, reference, tmp_path, tally):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)  # cosine, 4 updates
+    longer = server.train(work, "--save_dir", run, "--resume", "--steps", "8")
+    assert longer.returncode == 0 and longer.errors.count("warning: the ") == 1, longer.errors
+    assert (
+        "warning: the cosine schedule was planned for 4 updates and is now for 8 updates: after "
+        "update 4 the learning rate is 0.0005 where it would have been 0\n"
+    ) in longer.errors
+    (rate,) = [line["lr"] for line in read(run) if line["step"] == 5 and "lr" in line]
+    assert rate == pytest.approx(0.0005)
+    again = server.train(work, "--save_dir", run, "--resume", "--steps", "8")
+    limited = server.train(work, "--save_dir", run, "--resume", "--steps=8", "--max_seconds=1000")
+    assert "schedule" not in again.errors
+    assert "for 8 updates and is now for 8 updates or 1000 seconds" in limited.errors
+    arguments = ["--save_dir", tmp_path / "constant", "--schedule", "constant", "--steps"]
+    assert server.train(work, *arguments, "1").returncode == 0
+    constant = server.train(work, *arguments, "2", "--resume")
+    assert constant.returncode == 0 and "schedule" not in constant.errors
+    tally("a schedule of another length").count("told")
 
 
 def test_ctrl_c_while_a_run_starts_ends_it_in_one_line(server, work, tmp_path, tally):
