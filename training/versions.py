@@ -2,15 +2,21 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
-_PACKAGES = ("hypernoise", "torch", "diffusers", "transformers", "accelerate", "peft")
+_PACKAGES = ("diffusers", "transformers", "accelerate", "peft")
 
 
 def describe_versions() -> list[str]:
-    """A line each for the packages, Python with its system, and the device."""
-    lines = [f"{package} {_version(package)}" for package in _PACKAGES]
-    system = f"Python {platform.python_version()} on {platform.platform()}"
-    return [lines[0], system, *lines[1:], f"device {_device()}"]
+    """A line each for us, Python and its system, torch and its device, and the other packages."""
+    torch, device = _torch()
+    return [
+        f"hypernoise {_version('hypernoise')}",
+        f"Python {platform.python_version()} on {platform.platform()}",
+        f"torch {torch}",
+        *(f"{package} {_version(package)}" for package in _PACKAGES),
+        f"device {device}",
+    ]
 
 
 def _version(package: str) -> str:
@@ -20,11 +26,16 @@ def _version(package: str) -> str:
         return "is not installed"
 
 
-def _device() -> str:
+def _torch() -> tuple[str, str]:
+    """Its version and what it runs on."""
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: one of its libraries is missing
-        return f"unknown, for torch does not start: {error}"
+        return _version("torch"), f"unknown: torch does not start ({error})"
+    return torch.__version__, _device(torch)
+
+
+def _device(torch: ModuleType) -> str:
     if torch.cuda.is_available():
         names = (torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         library = f"HIP {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
