@@ -2,7 +2,7 @@
 
 Ours is one .safetensors with peft's key names and the metadata in its header, or a peft folder
 (adapter_config.json and adapter_model.safetensors) whose weights carry the same header. Read as
-well: peft folders with .safetensors or .bin, and single files of others.
+well: folders of peft and of diffusers with .safetensors or .bin, and single files of others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .atomic_file import write_atomically
-from .families import Family, family_of_adapter, get_family, looks_like
+from .families import FAMILIES, Family, family_of_adapter, get_family, looks_like
 from .hypernetwork import NoiseHypernetwork
 from .lora import LoraBranch
 from .metadata import (
@@ -26,14 +26,29 @@ from .metadata import (
     is_generator_lora,
     is_hypernoise_header,
 )
-from .module_names import LayerWeights, name_some, parse_weights, strip_prefixes
+from .module_names import LayerWeights, name_some, parse_weights, plain_name, whose_names
 from .peft_config import CONFIG_NAME, PeftConfig, config_for
 from .strict_json import parse_object
-from .tensor_file import TensorFileError, open_safetensors, read_tensors, to_safetensors
+from .tensor_file import (
+    TensorFileError,
+    is_safetensors,
+    open_safetensors,
+    read_tensors,
+    to_safetensors,
+)
 
 __all__ = ["AdapterError", "AdapterMetadata", "load_adapter", "read_metadata", "save_adapter"]
 
-WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+WEIGHT_NAMES = (
+    "adapter_model.safetensors",  # peft's
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",  # diffusers'
+    "pytorch_lora_weights.bin",
+)
+"""What is read of a folder: the first of these."""
+SUFFIXES = (".safetensors", ".bin")
+SEARCHED = 3
+"""How many levels down a folder without any of `WEIGHT_NAMES` is searched for what it does hold."""
 PEFT_PREFIX = "base_model.model."  # what PeftModel.from_pretrained expects in a folder
 DIFFUSERS_CONFIG = (
     "lora_adapter_metadata"  # header entry from which diffusers takes the LoRA config
@@ -47,18 +62,21 @@ def load_adapter(
     """Read a noise hypernetwork.
 
     Args:
-        path: a folder as peft saves it, a .safetensors or a .bin file.
+        path: a folder as peft or diffusers saves it, a .safetensors or a .bin file.
         family: the generator's family; None: what the file says, else what its layers look like.
-        alpha: LoRA alpha, for a file that does not tell it.
+        alpha: LoRA alpha of every layer, for a file that does not tell it.
 
     Returns:
-        The hypernetwork on the CPU, in the dtype of the file; its parameters take gradients.
+        The hypernetwork on the CPU, in the dtype of the file, or float16 where that has 8-bit
+        floats; its parameters take gradients.
 
     Raises:
         AdapterError: the file is missing, damaged, of another kind, or leaves its scale open.
         ValueError: no such family.
     """
     weights = find_weights(Path(path))
+    if alpha is not None:
+        check_alpha(alpha)
     try:
         # Nodes run in inference mode, whose tensors could never be trained later.
         with torch.inference_mode(False):
@@ -94,7 +112,7 @@ def read_header(weights: Path) -> dict[str, str]:
     Raises:
         AdapterError: the file is damaged.
     """
-    if weights.suffix == ".bin":
+    if not is_safetensors(weights):
         return {}
     try:
         with open_safetensors(weights) as file:
@@ -112,13 +130,28 @@ def find_weights(path: Path) -> Path:
     if path.is_dir():
         found = [path / name for name in WEIGHT_NAMES if (path / name).is_file()]
         if not found:
-            raise AdapterError(f"the folder {path} holds none of {', '.join(WEIGHT_NAMES)}")
+            others = name_some(_files_below(path))
+            hint = f", but {others}: name the file that is meant" if others else ""
+            raise AdapterError(f"the folder {path} holds none of {', '.join(WEIGHT_NAMES)}{hint}")
         return found[0]
     if not path.is_file():
         raise AdapterError(f"there is no adapter at {path}")
-    if path.suffix not in (".safetensors", ".bin"):
+    if path.suffix.lower() not in SUFFIXES:
         raise AdapterError(f"{path} is neither a folder nor a .safetensors or .bin file")
     return path
+
+
+def _files_below(folder: Path) -> list[str]:
+    """The files of weights that lie nearest below a folder, as paths from there."""
+    for depth in range(1, SEARCHED + 1):
+        found = [
+            str(path.relative_to(folder))
+            for path in folder.glob("/".join("*" * depth))
+            if path.suffix.lower() in SUFFIXES and path.is_file()
+        ]
+        if found:
+            return sorted(found)
+    return []
 
 
 def _build(
@@ -136,16 +169,14 @@ def _build(
     layers = parse_weights(tensors).layers
     ours = AdapterMetadata.from_header(header) if is_hypernoise_header(header) else None
     family = _family(list(layers), ours, family_name)
-    config = None if ours else _config(path, header, list(layers))
+    config = None if ours else _config(path, header, layers)
     if ours is not None:
-        alphas = _alphas_of_header(layers, ours, header)
+        told = _alphas_of_header(layers, ours, header)
     elif config is not None:
-        alphas = _alphas_of_config(layers, config)
+        told = _alphas_of_config(layers, config)
     else:
-        alphas = _alphas_of_keys(path, layers, alpha)
-    if alpha is not None and any(alpha != known for known in alphas.values()):
-        known = sorted(set(alphas.values()))
-        raise AdapterError(f"alpha={alpha} was given, but the file says {known}: leave it out")
+        told = {name: w.alpha for name, w in layers.items() if w.alpha is not None}
+    alphas = _completed(path, layers, told, alpha)
     branches = {name: LoraBranch(w.down, w.up, alphas[name]) for name, w in layers.items()}
     return NoiseHypernetwork(branches, ours or _metadata(branches, family, config))
 
@@ -162,30 +193,34 @@ def _family(names: list[str], stated: AdapterMetadata | None, asked: str | None)
     elif guess is not None:
         family = guess
     else:
+        known = ", ".join(family.title for family in FAMILIES)
         raise AdapterError(
-            f"no known family has the layers {name_some(names)}; name the family if one does"
+            f"no known family ({known}) has the layers {name_some(names)}{whose_names(names)}"
         )
     foreign = [name for name in names if not family.has_layer(name)]
     if foreign:
         like = f"; the adapter looks like {guess.name}" if guess not in (None, family) else ""
         raise AdapterError(
             f"{len(foreign)} of {len(names)} layers do not belong to {family.name}: "
-            f"{name_some(foreign)}{like}"
+            f"{name_some(foreign)}{like}{whose_names(foreign)}"
         )
     return family
 
 
-def _config(path: Path, header: Mapping[str, str], layers: list[str]) -> PeftConfig | None:
+def _config(
+    path: Path, header: Mapping[str, str], layers: Mapping[str, LayerWeights]
+) -> PeftConfig | None:
     """The LoRA configuration beside the file, else the one diffusers wrote into its header."""
     beside = path.parent / CONFIG_NAME
+    names = {name: weights.written for name, weights in layers.items()}
     if beside.is_file():
-        return PeftConfig.read(beside, layers)
+        return PeftConfig.read(beside, names)
     if DIFFUSERS_CONFIG not in header:
         return None
     try:
         values = parse_object(header[DIFFUSERS_CONFIG])
-        values = {strip_prefixes(name): value for name, value in values.items()}
-        return PeftConfig(values, layers)
+        values = {plain_name(name): value for name, value in values.items()}
+        return PeftConfig(values, names)
     except ValueError as error:
         raise AdapterError(f"{DIFFUSERS_CONFIG} in the header of {path}: {error}") from error
 
@@ -220,18 +255,27 @@ def _alphas_of_config(layers: Mapping[str, LayerWeights], config: PeftConfig) ->
     return alphas
 
 
-def _alphas_of_keys(
-    path: Path, layers: Mapping[str, LayerWeights], alpha: float | None
+def _completed(
+    path: Path,
+    layers: Mapping[str, LayerWeights],
+    told: Mapping[str, float],
+    alpha: float | None,
 ) -> dict[str, float]:
-    """Alpha of each layer from its own key, else the caller's."""
-    silent = [name for name, weights in layers.items() if weights.alpha is None]
+    """Alpha of each layer as the file tells it, else the caller's."""
+    silent = [name for name in layers if name not in told]
     if silent and alpha is None:
+        ranks = name_some([str(rank) for rank in sorted({layers[name].rank for name in silent})])
         raise AdapterError(
-            f"{path} does not tell its LoRA alpha, so its scale alpha / rank is unknown: put its "
-            f"{CONFIG_NAME} into {path.parent}, or give alpha (the reference trains with alpha = "
-            f"2 x rank for SANA-Sprint, 5 x rank for FLUX, 1 x rank for SD-Turbo)"
+            f"{path} does not tell its LoRA alpha, so its scale alpha / rank is unknown (rank "
+            f"{ranks}; the reference trains with alpha = 2 x rank for SANA-Sprint, 5 x rank for "
+            f"FLUX, 1 x rank for SD-Turbo). Put its {CONFIG_NAME} beside it, in a folder of their "
+            f"own, or write a file that tells alpha: hypernoise export ADAPTER OUT.safetensors "
+            f"--alpha ALPHA"
         )
-    return {name: alpha if w.alpha is None else w.alpha for name, w in layers.items()}
+    if alpha is not None and not silent and any(alpha != known for known in told.values()):
+        known = name_some([f"{value:g}" for value in sorted(set(told.values()))])
+        raise AdapterError(f"alpha {alpha:g} was given, but the file says {known}: leave it out")
+    return {name: told.get(name, alpha) for name in layers}
 
 
 def _metadata(
@@ -267,10 +311,10 @@ def save_adapter(hypernetwork: NoiseHypernetwork, path: str | Path) -> Path:
     header = metadata.to_header() | {"format": "pt", DIFFUSERS_CONFIG: config}
     if own_alphas:
         header[ALPHA_PATTERN] = json.dumps(own_alphas)
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         write_atomically(path, to_safetensors(_tensors(branches, ""), header))
         return path
-    if path.suffix == ".bin" or path.is_file():
+    if path.suffix.lower() in SUFFIXES or path.is_file():
         raise ValueError(f"adapters are written as .safetensors or into a folder, not as {path}")
     write_atomically(
         path / WEIGHT_NAMES[0], to_safetensors(_tensors(branches, PEFT_PREFIX), header)

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .adapter import find_weights
+from .adapter import find_weights, load_adapter, read_header
 from .atomic_file import write_atomically
 from .families import Family, get_family
+from .hypernetwork import NoiseHypernetwork
 from .lora import LoraBranch, attach, own_targets
 from .lora_adapter import LoraAdapter, initial_branches
 from .metadata import (
@@ -27,9 +28,9 @@ from .metadata import (
     is_hypernoise_header,
 )
 from .module_names import parse_weights
-from .tensor_file import TensorFileError, read_tensors, to_safetensors
+from .tensor_file import TensorFileError, is_safetensors, read_tensors, to_safetensors
 
-COMFYUI_PREFIX = "diffusion_model."  # ComfyUI's own names of a network's layers
+COMFYUI_PREFIX = "diffusion_model."  # before ComfyUI's own names of a network's layers
 
 
 class GeneratorLora(LoraAdapter):
@@ -116,7 +117,7 @@ def save_generator_lora(
         ValueError: the path has another ending, or a weight is no finite number in that dtype.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if not is_safetensors(path):
         raise ValueError(f"a LoRA is written as one .safetensors file, not as {path}")
     tensors = {}
     for name, branch in lora.branches.items():
@@ -152,7 +153,6 @@ def _keys(family: Family, layer: str, for_comfyui: bool) -> tuple[str, str]:
 
 def _plain(key: str) -> str:
     """A key of `_keys` in the form that is read everywhere."""
-    key = key.removeprefix(COMFYUI_PREFIX)
     if ".processor." in key:
         key = key.replace(".processor.", ".").replace(".to_out_lora.", ".to_out.0_lora.")
     return key.replace("_lora.", ".lora.")
@@ -177,6 +177,24 @@ def load_generator_lora(path: str | Path) -> GeneratorLora:
         raise AdapterError(str(error)) from error
     except AdapterError as error:
         raise AdapterError(f"{path}: {error}") from error
+
+
+def load_either(
+    path: str | Path, *, alpha: float | None = None
+) -> NoiseHypernetwork | GeneratorLora:
+    """Read a noise hypernetwork or a LoRA on the generator, whichever the file says it is.
+
+    Args:
+        alpha: of a noise hypernetwork that does not tell it; see `load_adapter`.
+
+    Raises:
+        AdapterError: the file cannot be read, or tells its scale and alpha is given.
+    """
+    if not is_generator_lora(read_header(find_weights(Path(path)))):
+        return load_adapter(path, alpha=alpha)
+    if alpha is not None:
+        raise AdapterError(f"{path} holds its scale in B, but alpha was given: leave it out")
+    return load_generator_lora(path)
 
 
 def _build(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> GeneratorLora:

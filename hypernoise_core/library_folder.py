@@ -6,17 +6,24 @@ unpickled. A folder that came from a stranger is held against this list first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .strict_json import parse_object
+from .text_file import read_text
 
 LARGEST_JSON = 64 << 20
 """In bytes; the indexes of the largest models have some megabytes."""
 ASKS_FOR_MORE = ("auto_map", "custom_pipelines", "transformers_weights", "_custom_pipeline")
 """Keys by which a configuration names code or weights beside the usual files."""
 LIBRARIES = ("diffusers", "transformers")
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_)?model"
+    r"(?:(?:\.(?P<one>\w+))?\.safetensors|\.safetensors\.index(?:\.(?P<shards>\w+))?\.json)"
+)
+"""What the libraries look for: weights in one file, or the index of their parts."""
 
 
 class LibraryFolderError(ValueError):
@@ -77,22 +84,46 @@ def check_part(folder: Path) -> None:
                 f"{path} asks for code or files of its own ({', '.join(asked)}), which is not run; "
                 f"take that out, or get the model from its authors"
             )
-        if path.name.endswith(".index.json"):
+        if ".index." in path.name:
             _check_index(path, content)
 
 
-def check_safetensors(folder: Path) -> None:
-    """Makes sure that a network's folder has weights that no code can hide in.
+def safetensors_variant(folder: Path) -> str | None:
+    """Which weights of a network's folder to load, of those that no code can hide in.
+
+    Returns:
+        The `variant` for `from_pretrained`: None where the folder has weights without one, else
+        the one that it has, such as "fp16" where the file is model.fp16.safetensors.
 
     Raises:
-        LibraryFolderError: there is no .safetensors file.
+        LibraryFolderError: there is no .safetensors file, none under a name that the libraries
+            read, or several variants.
     """
-    if not any(path.is_file() for path in folder.glob("*.safetensors")):
-        found = sorted(path.name for path in folder.glob("*") if path.suffix != ".json")
+    files = sorted(path.name for path in folder.glob("*") if path.is_file())
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if not weights:
+        found = [name for name in files if not name.endswith(".json")]
         raise LibraryFolderError(
             f"{folder} holds no .safetensors file ({', '.join(found[:4]) or 'no weights at all'}); "
             f"other kinds can run code and are not loaded: get the model's .safetensors files"
         )
+    variants = {
+        found["one"] or found["shards"] for found in map(_WEIGHTS.fullmatch, files) if found
+    }
+    if None in variants:
+        return None
+    if len(variants) == 1:
+        return variants.pop()
+    if variants:
+        raise LibraryFolderError(
+            f"{folder} holds several variants of the weights ({', '.join(sorted(variants))}) and "
+            f"none without; keep the files of one"
+        )
+    raise LibraryFolderError(
+        f"{folder} holds no weights by the names that diffusers and transformers read "
+        f"({', '.join(weights[:4])}): those are diffusion_pytorch_model.safetensors or "
+        f"model.safetensors, or an index of parts; get the whole folder of the model"
+    )
 
 
 def _check_code(folder: Path) -> None:
@@ -126,6 +157,6 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
             raise ValueError("no such file")
         if path.stat().st_size > largest:
             raise ValueError(f"larger than {largest >> 20} MB")
-        return parse_object(path.read_text(encoding="utf-8-sig"))
+        return parse_object(read_text(path))
     except (ValueError, OSError) as error:
         raise LibraryFolderError(f"{path} cannot be read: {error}") from error

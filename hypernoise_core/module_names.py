@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,9 +11,28 @@ from torch import Tensor
 
 from .metadata import AdapterError, check_alpha
 
-PREFIXES = ("base_model.model.", "transformer.", "unet.")
+PREFIXES = (
+    "base_model.model.",  # peft
+    "transformer.",  # diffusers, these two
+    "unet.",
+    "diffusion_model.",  # ComfyUI
+    "module.",  # DistributedDataParallel and DataParallel
+)
 """What writers put before a layer's name, also one behind the other."""
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What torch.compile, FSDP and activation checkpointing put anywhere into a name."""
+OTHER_NAMES = {
+    r"(lora_(unet|te\d?|transformer)|lycoris)_": (
+        "kohya's (lora_unet_..., lora_te_...), as LoRAs for the generator have them"
+    ),
+    r"(double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|final_layer)(\.|$)": (
+        "Black Forest Labs', as ComfyUI has them too"
+    ),
+    r"(input_blocks|middle_block|output_blocks)\.": ("Stability AI's, as ComfyUI has them too"),
+}
+"""Pattern of layer names that are not diffusers', and whose they are."""
 
+_LORA = re.compile(r"\.lora[._]|\.alpha$")
 _FACTOR = re.compile(
     r"(?P<layer>.+)\.(?:lora_(?P<factor>A|B|down|up)|lora\.(?P<old>down|up))"
     r"(?:\.(?P<adapter>[^.]+))?\.weight"
@@ -29,6 +48,8 @@ MAX_KEY = 512  # characters
 class LayerWeights:
     """What a file holds for one layer."""
 
+    written: str
+    """The layer's name as it stands in the file, but for peft's own prefix."""
     down: Tensor | None = None
     up: Tensor | None = None
     alpha: float | None = None
@@ -46,11 +67,26 @@ class ParsedWeights:
     adapter_names: set[str] = field(default_factory=set)
 
 
-def strip_prefixes(key: str) -> str:
-    """The key without any of `PREFIXES` before it."""
-    while prefix := next((p for p in PREFIXES if key.startswith(p)), None):
-        key = key.removeprefix(prefix)
-    return key
+def plain_name(key: str) -> str:
+    """The key without any of `PREFIXES` before it and any of `WRAPPERS` in it."""
+    key = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+    start = 0
+    while prefix := next((p for p in PREFIXES if key.startswith(p, start)), None):
+        start += len(prefix)
+    return key[start:]
+
+
+def whose_names(names: Iterable[str]) -> str:
+    """What is to be said about names of `OTHER_NAMES`, behind an error; "" where there are none."""
+    plain = [plain_name(name) for name in names]
+    for pattern, whose in OTHER_NAMES.items():
+        if any(re.match(pattern, name) for name in plain):
+            return (
+                f". These names are {whose}; a noise hypernetwork has diffusers' names. Load a "
+                f"LoRA for the generator as other LoRAs, with ComfyUI's Load LoRA or "
+                f"pipeline.load_lora_weights"
+            )
+    return ""
 
 
 def parse_weights(tensors: Mapping[str, Tensor]) -> ParsedWeights:
@@ -64,12 +100,12 @@ def parse_weights(tensors: Mapping[str, Tensor]) -> ParsedWeights:
     parsed = ParsedWeights()
     unknown = []
     for key, tensor in tensors.items():
-        if len(key) > MAX_KEY or not _take(parsed, strip_prefixes(key), tensor):
+        if len(key) > MAX_KEY or not _take(parsed, key, tensor):
             unknown.append(key)
     if unknown:
         raise AdapterError(
             f"{len(unknown)} keys are no weights of a plain LoRA (lora_A, lora_B, alpha): "
-            f"{name_some(unknown)}"
+            f"{name_some(unknown)}{whose_names(unknown)}"
         )
     if len(parsed.adapter_names) > 1:
         names = ", ".join(sorted(parsed.adapter_names))
@@ -132,10 +168,12 @@ def _count_bad(tensor: Tensor) -> int:
     return sum(len(part) - int(torch.isfinite(part).count_nonzero()) for part in parts)
 
 
-def _take(parsed: ParsedWeights, key: str, tensor: Tensor) -> bool:
+def _take(parsed: ParsedWeights, written: str, tensor: Tensor) -> bool:
     """Put one tensor in its place; False if the key has none."""
+    key = plain_name(written)
+    written = _LORA.split(written)[0].removeprefix(PREFIXES[0])
     if key.endswith(".alpha") and tensor.numel() == 1 and tensor.dtype in _ALPHA_DTYPES:
-        _set_once(parsed, key.removesuffix(".alpha"), "alpha", float(tensor))
+        _set_once(parsed, key.removesuffix(".alpha"), written, "alpha", float(tensor))
         return True
     match = _FACTOR.fullmatch(key)
     if match is None or tensor.ndim not in (2, 4):
@@ -148,12 +186,14 @@ def _take(parsed: ParsedWeights, key: str, tensor: Tensor) -> bool:
     if match["adapter"] is not None:
         parsed.adapter_names.add(match["adapter"])
     factor = match["factor"] or match["old"]
-    _set_once(parsed, match["layer"], "down" if factor in _DOWN else "up", tensor)
+    _set_once(parsed, match["layer"], written, "down" if factor in _DOWN else "up", tensor)
     return True
 
 
-def _set_once(parsed: ParsedWeights, layer: str, part: str, value: Tensor | float) -> None:
-    weights = parsed.layers.setdefault(layer, LayerWeights())
+def _set_once(
+    parsed: ParsedWeights, layer: str, written: str, part: str, value: Tensor | float
+) -> None:
+    weights = parsed.layers.setdefault(layer, LayerWeights(written))
     # Several adapters in one file, which parse_weights refuses by name, also meet here.
     if getattr(weights, part) is not None and len(parsed.adapter_names) < 2:
         raise AdapterError(f"the file has {part!r} of layer {layer} twice, under different keys")

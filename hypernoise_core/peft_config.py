@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .lora import LoraBranch
 from .metadata import AdapterError, AdapterMetadata, check_alpha
 from .strict_json import parse_object
+from .text_file import read_text
 
 CONFIG_NAME = "adapter_config.json"
 MAX_BYTES = 4 << 20
@@ -46,14 +47,15 @@ class PeftConfig:
 
     Args:
         values: the configuration's fields, absent ones at peft's defaults.
-        layers: names of the adapted layers.
+        layers: names of the adapted layers, each with the one that stands in the file: patterns
+            may be for either, because the network may have been wrapped before or behind peft.
 
     Raises:
         AdapterError: names the field that asks for more than plain LoRA, is of another type, or has
             a pattern that is no regular expression or could take long to match.
     """
 
-    def __init__(self, values: Mapping[str, Any], layers: Sequence[str]) -> None:
+    def __init__(self, values: Mapping[str, Any], layers: Mapping[str, str]) -> None:
         refuse_unsupported(values)
         self.base_model = _typed(values, "base_model_name_or_path", str) or None
         """The generator's repository or folder."""
@@ -70,7 +72,7 @@ class PeftConfig:
             }
 
     @classmethod
-    def read(cls, path: Path, layers: Sequence[str]) -> PeftConfig:
+    def read(cls, path: Path, layers: Mapping[str, str]) -> PeftConfig:
         """Read an adapter_config.json.
 
         Raises:
@@ -79,7 +81,7 @@ class PeftConfig:
         try:
             if (size := path.stat().st_size) > MAX_BYTES:
                 raise ValueError(f"it has {size} bytes, a LoRA configuration some thousand")
-            values = parse_object(path.read_text(encoding="utf-8"))
+            values = parse_object(read_text(path))
         except (OSError, ValueError) as error:
             raise AdapterError(f"{path} cannot be read: {error}") from error
         try:
@@ -114,7 +116,7 @@ def _by_layer(
     field: str,
     pattern_field: str,
     read: Callable[[str, object], Any],
-    layers: Sequence[str],
+    layers: Mapping[str, str],
 ) -> dict[str, Any]:
     """The value of each layer: that of the first pattern that matches its whole name or the name's
     end after a dot, which is peft's rule, else the field's.
@@ -124,8 +126,9 @@ def _by_layer(
     """
     default = read(field, values.get(field))
     patterns = _typed(values, pattern_field, dict) or {}
-    longest = max(map(len, layers), default=0)
-    steps = (COMPILING + len(layers) * _steps(pattern, longest) for pattern in patterns)
+    names = {*layers, *layers.values()}
+    longest = max(map(len, names), default=0)
+    steps = (COMPILING + len(names) * _steps(pattern, longest) for pattern in patterns)
     if sum(steps) > MAX_STEPS:
         raise AdapterError(f"{pattern_field} has too many patterns, or too involved ones")
     found = [
@@ -133,8 +136,11 @@ def _by_layer(
         for pattern, value in patterns.items()
     ]
     return {
-        layer: next((value for pattern, value in found if pattern.match(layer)), default)
-        for layer in layers
+        layer: next(
+            (value for pattern, value in found if pattern.match(layer) or pattern.match(written)),
+            default,
+        )
+        for layer, written in layers.items()
     }
 
 

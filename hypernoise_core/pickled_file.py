@@ -24,11 +24,16 @@ _GLOBALS = re.compile(
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
 )
 """What the pickle of a dict of tensors refers to, as `pickletools` writes it."""
+_NEWER_DTYPES = "torch._utils _rebuild_tensor_v3"  # of 8-bit floats, unsigned numbers and others
 _OLD_PICKLES = 5  # before torch 1.6: a mark, a version, the machine, the dict, the storages' keys
 
 
 class TensorFileError(ValueError):
-    """A file that is damaged, cut short or holds more than tensors."""
+    """A file that is damaged or cut short, or holds something else than tensors that are read."""
+
+
+class _DtypeError(ValueError):
+    """The file holds a tensor of a dtype that is not read."""
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
@@ -44,6 +49,8 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
+    except _DtypeError as error:
+        raise TensorFileError(f"{path} {error}") from error
     except Exception as error:  # damaged files raise anything: torch trusts the order of opcodes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TensorFileError(
@@ -84,5 +91,10 @@ def _check_globals(file: BinaryIO) -> None:
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "GLOBAL" and _GLOBALS.fullmatch(argument):
             continue
+        if opcode.name == "GLOBAL" and argument == _NEWER_DTYPES:
+            raise _DtypeError(
+                "holds numbers of a dtype that is not read from torch's own format, such as 8-bit "
+                "floats: write it as .safetensors, or convert it to float16, bfloat16 or float32"
+            )
         if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
             raise pickle.UnpicklingError(f"it refers to {argument or opcode.name}")

@@ -21,6 +21,7 @@ from .strict_json import parse_object
 
 __all__ = [
     "TensorFileError",
+    "is_safetensors",
     "load_strictly",
     "open_safetensors",
     "read_tensors",
@@ -33,6 +34,7 @@ MAX_TENSORS = 20_000
 """In one file; an adapter for FLUX has 1,000."""
 
 _METADATA = "__metadata__"
+_PART = 1 << 20  # of 8-bit floats, converted at a time
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -44,28 +46,39 @@ _DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the file's name says that it is a .safetensors file, in small letters or large."""
+    return path.suffix.lower() == ".safetensors"
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file on the CPU, by name, and the entries of a .safetensors header.
 
-    The tensors are copies: nobody who writes into the file later changes them. Anything that does
-    not end in .safetensors is read as torch's own format, weights only. There, a dict below the key
-    `state_dict` counts for the whole.
+    The tensors are copies: nobody who writes into the file later changes them. 8-bit floats, with
+    which torch cannot compute, come as float16, which holds each of their values. Anything that
+    does not end in .safetensors is read as torch's own format, weights only. There, a dict below
+    the key `state_dict` counts for the whole.
 
     Raises:
         TensorFileError: names the file and what is wrong with it.
     """
-    if path.suffix != ".safetensors":
+    if not is_safetensors(path):
         return read_pickled(path), {}
     with open_safetensors(path) as file:
         entries = file.metadata() or {}
     try:
         with path.open("rb") as raw:
             header = _read_header(raw, path.stat().st_size)
+            _check_dtypes(path, header)
             start = raw.tell()
             tensors = {name: _read(raw, start, entry) for name, entry in header.items()}
+    except TensorFileError:
+        raise
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
     return tensors, entries
@@ -110,19 +123,37 @@ def _read_header(raw: BinaryIO, file_size: int) -> dict[str, dict[str, Any]]:
     return header
 
 
+def _check_dtypes(path: Path, header: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises TensorFileError for dtypes of the format that are not read: whole files, no damage."""
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise TensorFileError(
+                f"{path} holds {name[:200]!r} in the dtype {entry['dtype']}, which is not read: "
+                f"convert it to float16, bfloat16 or float32"
+            )
+
+
 def _read(raw: BinaryIO, start: int, entry: Mapping[str, Any]) -> Tensor:
     """One tensor; `start` is where those of the file begin."""
-    if entry["dtype"] not in _DTYPES:
-        raise ValueError(f"a tensor has the dtype {entry['dtype']}")
     begin, end = entry["data_offsets"]
-    content = bytearray(end - begin)
     raw.seek(start + begin)
-    if raw.readinto(content) != len(content):
-        raise ValueError("it became shorter while it was read")
     dtype = _DTYPES[entry["dtype"]]
+    if not (dtype.is_floating_point and dtype.itemsize == 1):
+        return _read_values(raw, end - begin, dtype).view(entry["shape"])
+    values = torch.empty(end - begin, dtype=torch.float16)
+    for part in values.split(_PART):  # so that memory stays below twice the file
+        part.copy_(_read_values(raw, len(part), dtype))
+    return values.view(entry["shape"])
+
+
+def _read_values(raw: BinaryIO, size: int, dtype: torch.dtype) -> Tensor:
+    """The next `size` bytes, as a vector."""
+    content = bytearray(size)
+    if raw.readinto(content) != size:
+        raise ValueError("it became shorter while it was read")
     if not content:  # torch takes no empty buffer
-        return torch.empty(entry["shape"], dtype=dtype)
-    return torch.frombuffer(content, dtype=dtype).view(entry["shape"])
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(content, dtype=dtype)
 
 
 def _damaged(path: Path, error: Exception) -> TensorFileError:

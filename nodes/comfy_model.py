@@ -428,7 +428,13 @@ def to_graph_latent(model: ModelPatcher, latents: torch.Tensor) -> torch.Tensor:
 
 
 def latent_for(model: ModelPatcher, latent: dict) -> dict:
-    """The LATENT as samplers adapt it: an empty one gets the model's channels and size."""
+    """The LATENT as samplers adapt it: an empty one gets the model's channels and size.
+
+    Raises:
+        ValueError: it is a batch of none.
+    """
+    if not len(latent["samples"]):
+        raise ValueError("latent holds no image: it is an empty batch; give at least one.")
     latent = dict(latent)
     ratio = latent.pop("downscale_ratio_spacial", None)
     latent["samples"] = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..hypernoise_core.adapter import load_adapter
-from . import comfy_model, model_folders
+from . import comfy_model, model_folders, widgets
 
 HypernoiseType = io.Custom("HYPERNOISE")
 
@@ -51,12 +51,13 @@ class LoadHypernetwork(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, hypernetwork: str) -> str:
-        return model_folders.fingerprint(_path(hypernetwork))
+    def fingerprint_inputs(cls, hypernetwork: str | None) -> str:
+        return model_folders.fingerprint_of(model_folders.hypernetworks(), hypernetwork)
 
     @classmethod
     def execute(cls, hypernetwork: str) -> io.NodeOutput:
-        adapter = load_adapter(_path(hypernetwork))
+        known = model_folders.hypernetworks()
+        adapter = load_adapter(model_folders.find(known, hypernetwork, model_folders.HYPERNOISE))
         return io.NodeOutput(comfy_model.Hypernoise.of(adapter, name=hypernetwork))
 
 
@@ -124,12 +125,14 @@ class ApplyHypernetwork(io.ComfyNode):
         at_partial_noise: str = comfy_model.LEAVE,
         out_of_memory: str = comfy_model.STOP,
     ) -> io.NodeOutput:
+        widgets.check(
+            cls,
+            strength=strength,
+            at_partial_noise=at_partial_noise,
+            out_of_memory=out_of_memory,
+        )
         return io.NodeOutput(
             comfy_model.apply(
                 model, hypernoise, strength, noise_prompt, at_partial_noise, out_of_memory
             )
         )
-
-
-def _path(name: str):
-    return model_folders.find(model_folders.hypernetworks(), name, model_folders.HYPERNOISE)

@@ -5,8 +5,11 @@
 - `models/sana_sprint/` and ComfyUI's own `models/diffusers/`: folders of SanaSprintPipeline.
 - `assets/` of this extension: the embedded generator and hypernetwork, always offered.
 
+A registered folder may be a peft or a SANA-Sprint folder itself; it goes by its own name then.
+
 A workflow may come from a stranger, so a widget's value is only ever looked up in the list of what
-lies in these folders, and what a link leads to elsewhere is not in it.
+lies in these folders, and what a link leads to elsewhere is not in it. The links of a Hugging Face
+cache, from a snapshot to the blobs beside it, do not lead elsewhere.
 """
 
 import logging
@@ -18,6 +21,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..hypernoise_core.adapter import WEIGHT_NAMES
 from ..hypernoise_core.library_folder import read_json
 from ..hypernoise_core.text import printable
 
@@ -25,6 +29,7 @@ LOG = logging.getLogger("hypernoise")
 HYPERNOISE = "hypernoise"
 REWARDS = "hypernoise_rewards"
 SANA_SPRINT = "sana_sprint"
+WIDGETS = {HYPERNOISE: "hypernetwork", SANA_SPRINT: "folder"}  # that offer what lies there
 EMBEDDED = " (embedded)"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 REGISTER = (
@@ -33,7 +38,7 @@ REGISTER = (
 )
 _ADAPTER = {".safetensors", ".bin"}
 _CONFIG = "adapter_config.json"
-_PEFT = (_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
+_PEFT = (_CONFIG, *WEIGHT_NAMES)
 _INDEX = "model_index.json"
 _LARGEST_INDEX = 1 << 20  # in bytes
 _SHOWN = 20  # names in a message
@@ -52,25 +57,28 @@ def hypernetworks() -> dict[str, Path]:
     roots = _roots(HYPERNOISE)
     for root in roots:
         for folder, _, files in _walk(root):
-            names = sorted(name for name in files if Path(name).suffix in _ADAPTER)
+            names = sorted(name for name in files if Path(name).suffix.lower() in _ADAPTER)
             # What is read beside the weights has to lie here as well.
             peft = [_is_here(folder / name, roots) for name in _PEFT if name in files]
-            is_peft = folder != root and _CONFIG in files
             if not all(peft):
                 names = []
             for name in names:
-                path = folder if is_peft else folder / name
-                shown = path.relative_to(root).as_posix()
-                if _is_name(shown) and _is_here(folder / name, roots):
-                    found.setdefault(shown, path)
+                if not _is_here(folder / name, roots):
+                    continue
+                paths = [folder] if _CONFIG in files else [folder / name]
+                if folder == root:  # other files may lie beside a peft adapter there
+                    paths = [folder / name, *(paths if name in _PEFT else [])]
+                for path in paths:
+                    if _is_name(shown := _shown(path, root)):
+                        found.setdefault(shown, path)
     for path in sorted(ASSETS.glob("*hypernoise*.safetensors")):
         found[path.stem + EMBEDDED] = path
     return found
 
 
-def rewards_folder() -> Path:
-    """Where the weights of rewards lie."""
-    return Path(folder_paths.get_folder_paths(REWARDS)[0])
+def rewards_folders() -> list[Path]:
+    """Where the weights of rewards lie; new ones go into the first."""
+    return _roots(REWARDS)
 
 
 def sana_sprint_folders() -> dict[str, Path]:
@@ -79,8 +87,7 @@ def sana_sprint_folders() -> dict[str, Path]:
     for kind in (SANA_SPRINT, "diffusers"):
         for root in _roots(kind):
             for folder in _pipeline_folders(root):
-                shown = folder.relative_to(root).as_posix()
-                if _is_name(shown):
+                if _is_name(shown := _shown(folder, root)):
                     found.setdefault(shown, folder)
     for folder in _pipeline_folders(ASSETS):
         found[folder.name + EMBEDDED] = folder
@@ -88,23 +95,21 @@ def sana_sprint_folders() -> dict[str, Path]:
 
 
 def find(known: dict[str, Path], name: str, place: str) -> Path:
-    """The path behind a widget's value.
+    """The path behind a widget's value, which is anything where the widget is linked.
 
     Raises:
         ValueError: no such name; says which are known and where to put a new one.
     """
-    if name in known:
+    if isinstance(name, str) and name in known:
         return known[name]
-    shown = f"{name!r:.200}"
+    shown = f"{WIDGETS[place]} {name!r:.200}"
+    names = ", ".join(list(known)[:_SHOWN]) or "none found"
+    names += f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
     if not isinstance(name, str) or not _is_name(name) or _leads_away(name):
-        raise ValueError(
-            f"{shown} is no name of a file in models/{place}: choose one from the widget's list."
-        )
+        raise ValueError(f"{shown} is no name of a file in models/{place}. Known: {names}.")
     if any(_is_linked(root, name) for root in _roots(place)):
         raise ValueError(f"{shown} of models/{place} {REGISTER}.")
-    names = ", ".join(list(known)[:_SHOWN]) or "none found"
-    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-    raise ValueError(f"{shown} is not in models/{place}. Known: {names}{more}.")
+    raise ValueError(f"{shown} is not in models/{place}. Known: {names}.")
 
 
 def check_links(folder: Path, place: str) -> None:
@@ -119,6 +124,16 @@ def check_links(folder: Path, place: str) -> None:
             raise ValueError(f"{str(path)!r} {REGISTER}.")
 
 
+def fingerprint_of(known: dict[str, Path], name: str | None) -> str:
+    """A text that changes when what lies behind a widget's value is replaced.
+
+    ComfyUI hands over None where the widget is linked. The value is not known then, but it is one
+    of the known names: the text changes when what lies behind any of them does.
+    """
+    names = known if name is None else {name} & known.keys()
+    return "|".join(fingerprint(known[name]) for name in names)
+
+
 def fingerprint(path: Path) -> str:
     """A text that changes when the file, or any file of the folder, is replaced."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
@@ -128,6 +143,11 @@ def fingerprint(path: Path) -> str:
 
 def _roots(kind: str) -> list[Path]:
     return [Path(path) for path in folder_paths.get_folder_paths(kind)]
+
+
+def _shown(path: Path, root: Path) -> str:
+    """The name of what lies in a registered folder, or of that folder itself."""
+    return root.name if path == root else path.relative_to(root).as_posix()
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str], set[str]]]:
@@ -146,13 +166,14 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str], set[str]]]:
 
 
 def _pipeline_folders(root: Path) -> list[Path]:
-    """Every folder below `root` whose model_index.json names SanaSprintPipeline; no hidden ones."""
+    """`root` and every folder below it whose model_index.json names SanaSprintPipeline; no hidden
+    ones."""
     folders = []
     for folder, subfolders, files in _walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         if _INDEX in files:
             subfolders.clear()
-            if folder != root and _is_sana_sprint(folder / _INDEX, root):
+            if _is_sana_sprint(folder / _INDEX, root):
                 folders.append(folder)
     return sorted(folders)
 
@@ -176,12 +197,26 @@ def _is_here(path: Path, roots: Iterable[Path]) -> bool:
         if not path.is_symlink():
             return True
         real = path.resolve(strict=True)
-        inside = any(real.is_relative_to(root.resolve()) for root in roots)
+        inside = any(_is_inside(real, root.resolve()) for root in roots)
     except (OSError, RuntimeError):  # a link to nothing, or in a circle
         return False
     if not inside:
         _say_once(f"{str(path)!r} {REGISTER}.")
     return inside
+
+
+def _is_inside(file: Path, root: Path) -> bool:
+    """Whether a folder holds the file, or is a snapshot of the Hugging Face cache that does.
+
+    Such a cache has the files in models--NAME/blobs, and links to them in
+    models--NAME/snapshots/REVISION.
+    """
+    if file.is_relative_to(root):
+        return True
+    for folder in (root, *root.parents):
+        if folder.name == "snapshots" and folder.parent.name.startswith("models--"):
+            return file.parent == folder.with_name("blobs").resolve()
+    return False
 
 
 def _is_link(path: Path) -> bool:

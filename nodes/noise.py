@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from . import comfy_model
+from . import comfy_model, widgets
 from .hypernetwork import HypernoiseType, strength_input
 
 
@@ -55,6 +55,7 @@ class ModulateNoise(io.ComfyNode):
         hypernoise: comfy_model.Hypernoise,
         strength: float,
     ) -> io.NodeOutput:
+        widgets.check(cls, strength=strength)
         if strength == 0:
             return io.NodeOutput(noise)
         modulated = comfy_model.apply(model, hypernoise, strength)
@@ -89,7 +90,7 @@ class NoiseToLatent(io.ComfyNode):
     ) -> io.NodeOutput:
         latent = comfy_model.latent_for(model, latent)
         drawn = noise.generate_noise(latent)
-        return io.NodeOutput({"samples": comfy_model.to_graph_latent(model, drawn)})
+        return io.NodeOutput({**latent, "samples": comfy_model.to_graph_latent(model, drawn)})
 
 
 class PreviewDelta(io.ComfyNode):

@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..hypernoise_core.reno import RenoConfig
-from . import comfy_model, noise_search, pictures
+from . import comfy_model, noise_search, pictures, widgets
 from .rewards import Rewards, RewardType
 
 _PREVIEW = 512  # pixels at most
@@ -111,6 +111,15 @@ class ReNO(io.ComfyNode):
         penalty: float,
         patience: int,
     ) -> io.NodeOutput:
+        widgets.check(
+            cls,
+            prompt=prompt,
+            iterations=iterations,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            penalty=penalty,
+            patience=patience,
+        )
         config = RenoConfig(
             iterations=iterations,
             learning_rate=learning_rate,

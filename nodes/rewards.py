@@ -1,12 +1,13 @@
 """The nodes that score images: load rewards, score, keep the best, compare."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import torch
 from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..hypernoise_core.rewards import (
     REWARDS,
@@ -19,8 +20,10 @@ from ..hypernoise_core.rewards import (
     score_in_batches,
 )
 from ..hypernoise_core.rewards.reward import check_size
-from ..hypernoise_core.text import printable
-from . import comfy_model, model_folders, pictures
+from ..hypernoise_core.tensor_file import TensorFileError
+from ..hypernoise_core.text import check_prompts, printable
+from ..hypernoise_core.text_file import is_blank, lines
+from . import comfy_model, latents, model_folders, pictures, widgets
 
 RewardType = io.Custom("HYPERNOISE_REWARD")
 PAPER = "paper: HPSv2.1, ImageReward, CLIPScore, PickScore"
@@ -42,8 +45,10 @@ class Rewards:
     @classmethod
     def load(cls, weights: dict[str, float], dtype: torch.dtype) -> "Rewards":
         """Each reward by itself, so that ComfyUI can move it by itself."""
-        folder = model_folders.rewards_folder()
-        members = {name: load_rewards({name: 1.0}, folder, dtype).members[name] for name in weights}
+        folders = model_folders.rewards_folders()
+        members = {
+            name: load_rewards({name: 1.0}, folders, dtype).members[name] for name in weights
+        }
         return cls({name: comfy_model.manage(m) for name, m in members.items()}, dict(weights))
 
     def ensemble(self) -> Ensemble:
@@ -69,7 +74,7 @@ def prompt_inputs() -> list[Any]:
             multiline=True,
             tooltip=(
                 "What the images are scored against: one text for all, or a list with one text "
-                "for each image."
+                "for each image or for each batch of a list of batches."
             ),
         ),
         io.Boolean.Input(
@@ -132,6 +137,12 @@ class LoadReward(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, reward: str | None, **others: object) -> str:
+        """Weights that are replaced on disk are loaded anew; of a linked reward any counts."""
+        chosen = NAMES.values() if reward not in (*NAMES, PAPER) else _weights(reward)
+        return _fingerprint(chosen)
+
+    @classmethod
     def execute(
         cls,
         reward: str,
@@ -140,7 +151,8 @@ class LoadReward(io.ComfyNode):
         precision: str = "float32",
         download: bool = False,
     ) -> io.NodeOutput:
-        chosen = paper_weights() if reward == PAPER else {NAMES[reward]: 1.0}
+        widgets.check(cls, reward=reward, weight=weight, precision=precision, download=download)
+        chosen = _weights(reward)
         if download:
             _download(chosen)
         try:
@@ -152,8 +164,23 @@ class LoadReward(io.ComfyNode):
         return io.NodeOutput(loaded if add_to is None else add_to + loaded)
 
 
+def _weights(choice: str) -> dict[str, float]:
+    """The rewards that the widget's choice stands for, and the share of each."""
+    return paper_weights() if choice == PAPER else {NAMES[choice]: 1.0}
+
+
+def _fingerprint(names: Iterable[str]) -> str:
+    store = WeightStore(model_folders.rewards_folders())
+    files = dict.fromkeys(file for name in names for file in get_reward(name).files)
+    try:
+        paths = [path for file in files if (path := store.look_for(file))]
+    except TensorFileError as error:
+        return str(error)
+    return "|".join(map(model_folders.fingerprint, paths))
+
+
 def _download(names: Sequence[str]) -> None:
-    store = WeightStore(model_folders.rewards_folder())
+    store = WeightStore(model_folders.rewards_folders())
     for file in dict.fromkeys(file for name in names for file in get_reward(name).files):
         store.fetch(file)
 
@@ -195,7 +222,7 @@ class ScoreImages(io.ComfyNode):
         prompt: list[str],
         one_prompt_per_line: Sequence[bool] = (False,),
     ) -> io.NodeOutput:
-        scored = score(images, reward[0], prompt, one_prompt_per_line[0])
+        (scored,) = score(cls, {"images": images}, reward, prompt, one_prompt_per_line)
         shown = _one_size(images, [f"{s:.3f}" for s in scored.total.tolist()])
         text = "\n".join([*scored.complaints, scored.table()])
         return io.NodeOutput(
@@ -235,7 +262,7 @@ class BestOfN(io.ComfyNode):
                     "seeds",
                     optional=True,
                     force_input=True,
-                    tooltip="The seeds of these images, one for all or one each.",
+                    tooltip="The seeds of these images: one for all, one a batch or one each.",
                 ),
             ],
             outputs=[
@@ -243,11 +270,13 @@ class BestOfN(io.ComfyNode):
                 io.Latent.Output(
                     display_name="latents",
                     tooltip=(
-                        "Nothing without latents at the input. It remembers each one's place in "
-                        "its batch, so that KSampler draws the same noise again."
+                        "With their masks, and each one's place in its batch, so that KSampler "
+                        "draws the same noise again. Needs latents at the input."
                     ),
                 ),
-                io.Int.Output(display_name="seeds", is_output_list=True),
+                io.Int.Output(
+                    display_name="seeds", is_output_list=True, tooltip="Needs seeds at the input."
+                ),
                 io.Float.Output(display_name="scores", is_output_list=True),
             ],
         )
@@ -263,21 +292,22 @@ class BestOfN(io.ComfyNode):
         latents: list[dict] | None = None,
         seeds: list[int] | None = None,
     ) -> io.NodeOutput:
-        scored = score(images, reward[0], prompt, one_prompt_per_line[0])
+        wanted = widgets.only(cls, "keep", keep)
+        widgets.check(cls, keep=wanted)
+        (scored,) = score(cls, {"images": images}, reward, prompt, one_prompt_per_line)
         count = len(scored.total)
-        if keep[0] > count:
-            raise ValueError(f"Best of N: keep is {keep[0]}, but there are only {count} images.")
-        chosen = scored.total.argsort(descending=True, stable=True)[: keep[0]].tolist()
-        every = [image for batch in images for image in batch]
-        if len({image.shape for image in (every[i] for i in chosen)}) > 1:
-            raise ValueError("Best of N: the best images differ in size; give images of one size.")
+        if wanted > count:
+            raise ValueError(f"Best of N: keep is {wanted}, but there are only {count} images.")
+        chosen = scored.total.argsort(descending=True, stable=True)[:wanted].tolist()
+        best = _chosen_images(images, chosen)
         scores = [scored.total[i].item() for i in chosen]
-        best = torch.stack([every[i] for i in chosen])
         text = "\n".join([*scored.complaints, scored.table(chosen)])
         return io.NodeOutput(
             best,
-            _chosen_latents(latents, chosen, count),
-            _chosen_seeds(seeds, images, chosen),
+            _NotConnected("latents")
+            if latents is None
+            else _chosen_latents(latents, chosen, count),
+            _NotConnected("seeds") if seeds is None else _chosen_seeds(seeds, images, chosen),
             scores,
             ui=_Shown(_one_size([best], [f"{s:.3f}" for s in scores]), text, cls),
         )
@@ -323,15 +353,8 @@ class CompareImages(io.ComfyNode):
         prompt: list[str],
         one_prompt_per_line: Sequence[bool] = (False,),
     ) -> io.NodeOutput:
-        counts = [sum(map(len, images)) for images in (first, second)]
-        if counts[0] != counts[1]:
-            raise ValueError(
-                f"Compare Images: {counts[0]} images in first and {counts[1]} in second; a "
-                f"comparison takes pairs."
-            )
-        scored = [
-            score(images, reward[0], prompt, one_prompt_per_line[0]) for images in (first, second)
-        ]
+        sides = {"first": first, "second": second}
+        scored = score(cls, sides, reward, prompt, one_prompt_per_line)
         totals = [s.total for s in scored]
         result = compare(*totals)
         plot = pictures.comparison_plot(*totals, result, ("first", "second"))
@@ -374,6 +397,7 @@ class Seeds(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed: int, count: int) -> io.NodeOutput:
+        widgets.check(cls, seed=seed, count=count)
         return io.NodeOutput([seed + i for i in range(count)])
 
 
@@ -396,110 +420,190 @@ class Scored:
 
 
 def score(
-    images: list[torch.Tensor], rewards: Rewards, prompt: list[str], per_line: bool
-) -> Scored:
-    """Scores a list of IMAGEs (B, H, W, 3).
+    node: type[io.ComfyNode],
+    sides: Mapping[str, list[torch.Tensor]],
+    reward: list[Rewards],
+    prompt: list[str],
+    one_prompt_per_line: Sequence[bool],
+) -> list[Scored]:
+    """Scores lists of IMAGEs (B, H, W, 3), by the names of their inputs, against the same prompts.
 
     Raises:
         ValueError: prompts and images do not fit each other, or an image cannot be scored.
     """
-    for batch in images:
-        check_images(batch)
-    counts = [len(batch) for batch in images]
-    prompts = prompts_for(sum(counts), prompt, per_line)
+    rewards = widgets.only(node, "reward", reward)
+    per_line = widgets.only(node, "one_prompt_per_line", one_prompt_per_line)
+    widgets.check(node, one_prompt_per_line=per_line)
+    for text in prompt:
+        widgets.check(node, prompt=text)
+    counts = {side: image_counts(side, images) for side, images in sides.items()}
+    if len(set(map(sum, counts.values()))) > 1:
+        given = " and ".join(f"{sum(of_side)} images in {side}" for side, of_side in counts.items())
+        raise ValueError(f"Compare Images: {given}; a comparison takes pairs.")
+    prompts = prompts_for(list(counts.values()), prompt, per_line)
     comfy.model_management.load_models_gpu(list(rewards.patchers.values()))
     ensemble = rewards.ensemble()
-    parts, start = [], 0
-    for batch, count in zip(images, counts, strict=True):
-        rows = prompts[start : start + count]
-        pixels = batch[..., :3].movedim(-1, 1).clamp(0, 1)
-        parts.append(score_in_batches(ensemble, pixels, rows))
-        start += count
-    each = {name: torch.cat([part[name] for part in parts]) for name in rewards.weights}
     complaints = ensemble.complaints(prompts)
     for complaint in complaints:
         comfy_model.LOG.warning("HyperNoise: %s", printable(complaint))
+    return [_scored(ensemble, images, prompts, complaints) for images in sides.values()]
+
+
+def _scored(
+    ensemble: Ensemble, images: list[torch.Tensor], prompts: list[str], complaints: list[str]
+) -> Scored:
+    parts, start = [], 0
+    for batch in filter(len, images):
+        pixels = batch[..., :3].movedim(-1, 1).clamp(0, 1)
+        parts.append(score_in_batches(ensemble, pixels, prompts[start : start + len(batch)]))
+        start += len(batch)
+    each = {name: torch.cat([part[name] for part in parts]) for name in ensemble.weights}
     return Scored(each, ensemble.total(each), complaints)
 
 
-def check_images(batch: torch.Tensor) -> None:
-    """Makes sure that an IMAGE can be scored; values somewhat outside of [0, 1], which resizing
-    leaves, are cut off later.
+def image_counts(name: str, images: Sequence[torch.Tensor]) -> list[int]:
+    """How many images each IMAGE of an input holds, all of which can be scored; values somewhat
+    outside of [0, 1], which resizing leaves, are cut off later.
 
     Raises:
-        ValueError: says what is wrong.
+        ValueError: names the input, the image by its number in the whole list, and what is wrong.
     """
+    counts: list[int] = []
+    for batch in images:
+        _check_batch(name, sum(counts), batch)
+        counts.append(len(batch))
+    if not sum(counts):
+        raise ValueError(f"{name} holds no image; give at least one.")
+    return counts
+
+
+def _check_batch(name: str, first: int, batch: torch.Tensor) -> None:
+    """`first` is the number of its first image."""
+    if not isinstance(batch, torch.Tensor):
+        raise ValueError(f"{name} holds {batch!r:.60} in the place of image {first}.")
     if batch.ndim != 4 or batch.shape[-1] not in (3, 4) or not batch.is_floating_point():
         raise ValueError(
-            f"A reward takes images (B, H, W, 3) of floating-point numbers, not "
-            f"{tuple(batch.shape)} of {batch.dtype}."
+            f"{name}: a reward takes images (B, H, W, 3) of floating-point numbers; image {first} "
+            f"is in a batch of {tuple(batch.shape)} of {batch.dtype}."
         )
-    check_size(*batch.shape[1:3])
-    for i, image in enumerate(batch):
+    if not len(batch):
+        return
+    try:
+        check_size(*batch.shape[1:3])
+    except ValueError as error:
+        raise ValueError(f"{name}, image {first}: {error}.") from error
+    for i, image in enumerate(batch, first):
         low, high = image[..., :3].amin().item(), image[..., :3].amax().item()
         if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
             raise ValueError(
-                f"image {i} has values from {low:.3g} to {high:.3g}; all have to be numbers in "
-                f"[0, 1]."
+                f"{name}: image {i} has values from {low:.3g} to {high:.3g}; all have to be "
+                f"numbers in [0, 1]."
             )
 
 
-def prompts_for(count: int, prompt: list[str], per_line: bool) -> list[str]:
-    """A prompt for each of `count` images.
+def prompts_for(sides: Sequence[Sequence[int]], prompt: list[str], per_line: bool) -> list[str]:
+    """A prompt for each image.
+
+    Args:
+        sides: how many images each batch has; of the sides of a comparison, whose images belong
+            together in pairs, each.
 
     Raises:
-        ValueError: there are too few or too many.
+        ValueError: there are too few or too many, or one is no text.
     """
     if per_line:
-        prompt = [line.strip() for text in prompt for line in text.splitlines() if line.strip()]
-    if len(prompt) == 1 and not per_line:
-        return prompt * count
-    if len(prompt) != count:
+        prompt = [line.strip() for text in prompt for line in lines(text) if not is_blank(line)]
+        sides = [[1] * sum(sides[0])]  # the first line belongs to the first image
+    check_prompts(prompt)
+    count = sum(sides[0])
+    spread = [each for counts in sides if (each := _spread(prompt, counts))]
+    if not spread or (per_line and len(prompt) != count):
         raise ValueError(
             f"prompt: {len(prompt)} prompts for {count} images; give one for all (with "
-            f"one_prompt_per_line off) or one for each."
+            f"one_prompt_per_line off), one for each image, or a list with one for each batch."
         )
-    return list(prompt)
-
-
-def _chosen_latents(latents: list[dict] | None, chosen: list[int], count: int) -> dict | None:
-    if not latents:
-        return None
-    samples = [sample for latent in latents for sample in latent["samples"]]
-    places = [
-        place
-        for latent in latents
-        for place in latent.get("batch_index", range(len(latent["samples"])))
-    ]
-    if len(samples) != count:
-        raise ValueError(f"Best of N: {len(samples)} latents for {count} images.")
-    return {
-        "samples": torch.stack([samples[i] for i in chosen]),
-        "batch_index": [places[i] for i in chosen],
-    }
-
-
-def _chosen_seeds(
-    seeds: list[int] | None, images: list[torch.Tensor], chosen: list[int]
-) -> list[int]:
-    if not seeds:
-        return []
-    count = sum(map(len, images))
-    if len(seeds) == 1:
-        seeds = seeds * count
-    elif len(seeds) == len(images):  # a seed for each batch
-        seeds = [seed for seed, batch in zip(seeds, images, strict=True) for _ in batch]
-    if len(seeds) != count:
+    if any(each != spread[0] for each in spread):
         raise ValueError(
-            f"Best of N: {len(seeds)} seeds for {count} images; give one for all or one each."
+            f"prompt: {len(prompt)} prompts for batches that are of other sizes in first than in "
+            f"second; give one for each image."
         )
-    return [seeds[i] for i in chosen]
+    return spread[0]
+
+
+def _spread(values: Sequence[Any], counts: Sequence[int]) -> list[Any] | None:
+    """One for each image, from one for all images, one for each or one for each batch; None where
+    it is another number."""
+    if len(values) == 1:
+        return list(values) * sum(counts)
+    if len(values) == sum(counts):
+        return list(values)
+    if len(values) == len(counts):
+        return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+    return None
+
+
+class _NotConnected(ExecutionBlocker):
+    """An output of Best of N whose input is not connected: an error where a node uses it.
+
+    ComfyUI asks for the message when it is about to run such a node. A message that is handed back
+    is shown once, and the run counts as done and is kept: the next one shows nothing at all. So it
+    is raised, which ends this run and every other.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def message(self) -> str:
+        raise ValueError(
+            f"Best of N gives {self._name} only where its input {self._name} is connected: connect "
+            f"the {self._name} of its images there."
+        )
+
+
+def _chosen_images(images: list[torch.Tensor], chosen: list[int]) -> torch.Tensor:
+    """(N, H, W, 3), or with an alpha channel where all of them have one."""
+    every = [image for batch in images for image in batch]
+    best = [every[i] for i in chosen]
+    if len(sizes := {f"{image.shape[1]} x {image.shape[0]}" for image in best}) > 1:
+        raise ValueError(
+            f"Best of N: the best images differ in size ({', '.join(sorted(sizes))}); give images "
+            f"of one size."
+        )
+    channels = min(image.shape[-1] for image in best)
+    return torch.stack([image[..., :channels] for image in best])
+
+
+def _chosen_latents(given: list[dict], chosen: list[int], count: int) -> dict:
+    for latent in given:
+        if not isinstance(latent, dict) or "samples" not in latent:
+            raise ValueError(f"Best of N: latents holds {latent!r:.60}, which is no latent.")
+    found = sum(len(latent["samples"]) for latent in given)
+    if found != count:
+        raise ValueError(f"Best of N: {found} latents for {count} images.")
+    try:
+        return latents.pick(given, chosen)
+    except ValueError as error:
+        raise ValueError(f"Best of N: {error}.") from error
+
+
+def _chosen_seeds(seeds: list[int], images: list[torch.Tensor], chosen: list[int]) -> list[int]:
+    for seed in seeds:
+        widgets.check(BestOfN, seeds=seed)
+    counts = list(map(len, images))
+    each = _spread(seeds, counts)
+    if each is None:
+        raise ValueError(
+            f"Best of N: {len(seeds)} seeds for {sum(counts)} images; give one for all, one for "
+            f"each batch or one for each image."
+        )
+    return [each[i] for i in chosen]
 
 
 def _one_size(images: list[torch.Tensor], captions: list[str]) -> torch.Tensor:
     """All images with their captions as one batch, in the size of the first."""
     drawn, start = [], 0
-    for batch in images:
+    for batch in filter(len, images):
         shown = pictures.with_captions(batch[..., :3], captions[start : start + len(batch)])
         start += len(batch)
         if drawn and shown.shape[1:] != drawn[0].shape[1:]:

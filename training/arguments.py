@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
 from ..hypernoise_core.rewards import REWARDS, parse_weights
+from ..hypernoise_core.text_file import read_text
 from .command_line import Parser
 from .config import TrainingConfig
-from .values import Place, bare, expand_home, is_place, read_text
+from .values import Place, bare, expand_home, is_place, read_value
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 _PUBLISHED_NAMES = {"redness": "red"}
@@ -76,8 +77,8 @@ def _parser() -> Parser:
     return parser
 
 
-def _spellings(name: str) -> set[str]:
-    return {f"--{name}", f"--{name.replace('_', '-')}"}
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
 
 def _flag_names() -> dict[str, str]:
@@ -121,7 +122,7 @@ def read_config(name: str) -> dict[str, Any]:
         shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
         raise FileNotFoundError(f"no config {path}; shipped are {shipped}")
     try:
-        values = _parse_toml(path.read_text(encoding="utf-8"))
+        values = _parse_toml(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is no TOML file: {error}") from error
     types = get_type_hints(TrainingConfig, include_extras=True)
@@ -161,7 +162,7 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
         if is_place(kind) and (control := _CONTROL.search(value)):
             raise ValueError(f"{where} holds {control[0]!r}, part of no path: {_BACKSLASHES}")
         try:
-            return read_text(kind, value)
+            return read_value(kind, value)
         except ValueError as error:
             raise ValueError(f"{where} {error}") from None
     kind = str if kind == Place else kind

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..hypernoise_core.adapter import find_weights, load_adapter, read_header
+from ..hypernoise_core.adapter import find_weights
 from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.families import get_family
-from ..hypernoise_core.generator_lora import load_generator_lora
-from ..hypernoise_core.metadata import AdapterMetadata, is_generator_lora
+from ..hypernoise_core.generator_lora import GeneratorLora, load_either
+from ..hypernoise_core.metadata import AdapterMetadata
 from ..hypernoise_core.strict_json import parse_object
 from ..hypernoise_core.text import printable
+from ..hypernoise_core.text_file import read_text
 from .evaluation.catalogue import BASE, OURS
 from .evaluation.tables import fewest_steps, markdown
 from .published_models import PUBLISHED
@@ -40,10 +41,8 @@ def write_card(adapter: Path, out: Path, report: Path | None = None) -> Path:
         FileNotFoundError: there is no such report.
         ValueError: the report is none of `hypernoise evaluate`.
     """
-    weights = find_weights(adapter)
-    is_lora = is_generator_lora(read_header(weights))
-    loaded = load_generator_lora(adapter) if is_lora else load_adapter(adapter)
-    facts = loaded.metadata
+    loaded = load_either(adapter)
+    is_lora, facts = isinstance(loaded, GeneratorLora), loaded.metadata
     numbers = None if report is None else read_report(report)
     parameters = sum(parameter.numel() for parameter in loaded.parameters())
     try:
@@ -52,7 +51,7 @@ def write_card(adapter: Path, out: Path, report: Path | None = None) -> Path:
             f"# {_text(_title(facts, is_lora))}",
             _what_it_is(is_lora, facts),
             _table_of_facts(facts, parameters),
-            _how_to_use(weights.name, is_lora, facts),
+            _how_to_use(find_weights(adapter).name, is_lora, facts),
         ]
         if numbers is not None:
             sections.append(_evaluation(numbers))
@@ -74,7 +73,7 @@ def read_report(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no report {path}; `hypernoise evaluate` writes one")
     try:
-        numbers = parse_object(path.read_bytes())
+        numbers = parse_object(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON of a report: {error}") from error
     if not isinstance(numbers.get("steps"), dict) or not numbers["steps"]:

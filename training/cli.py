@@ -130,7 +130,7 @@ def card(adapter: Path, report: Path | None = None, out: Path = Path("README.md"
     """Write a model card for an adapter, as the Hugging Face hub shows it.
 
     Args:
-        adapter: A .safetensors file or a peft folder.
+        adapter: A .safetensors file, or a folder of peft or diffusers.
         report: report.json of `hypernoise evaluate`, for its tables.
         out: The file to write.
     """
@@ -146,19 +146,22 @@ def export(
     *,
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     rank: int | None = None,
+    alpha: float | None = None,
 ) -> None:
     """Write an adapter as one .safetensors file for ComfyUI, smaller if asked for.
 
     Args:
-        adapter: A .safetensors or .bin file, or a peft folder.
+        adapter: A .safetensors or .bin file, or a folder of peft or diffusers.
         out: The file to write, ending in .safetensors.
         dtype: Of its numbers.
         rank: Reduce every branch to this rank, by singular values; the error is printed.
+        alpha: LoRA alpha of an adapter that does not tell it; the written file does.
     """
     from .export import export_adapter
 
     check_file(out, "OUT")
-    print("\n".join(export_adapter(adapter, out, dtype=dtype, rank=rank).lines()))
+    report = export_adapter(adapter, out, dtype=dtype, rank=rank, alpha=alpha)
+    print("\n".join(report.lines()))
     print(out.resolve())
 
 
@@ -167,6 +170,7 @@ def generate(
     prompts_file: Path | None = None,
     model: Place = "tiny-sprint",
     adapter: Path | None = None,
+    alpha: float | None = None,
     steps: int = 1,
     seed: int = 0,
     images_per_prompt: int = 1,
@@ -180,10 +184,12 @@ def generate(
 
     Args:
         prompts: One or more prompts.
-        prompts_file: A text file with one prompt a line, instead of or beside --prompts.
+        prompts_file: Prompts from a .txt, .json, .jsonl, .csv, .tsv or .parquet file, or - for
+            the standard input, instead of or beside --prompts.
         model: tiny-sprint, a diffusers folder, or a repository in the Hugging Face cache.
-        adapter: The hypernetwork: a .safetensors file or a peft folder. Default: the embedded
-            one for tiny-sprint.
+        adapter: The hypernetwork: a .safetensors file, or a folder of peft or diffusers. Default:
+            the embedded one for tiny-sprint.
+        alpha: LoRA alpha of an adapter that does not tell it.
         steps: Generator steps.
         seed: Seed of the first image; the next ones count up.
         images_per_prompt: Images of each prompt, from different noises.
@@ -200,6 +206,7 @@ def generate(
         read_prompts(prompts, prompts_file),
         model=model,
         adapter=adapter,
+        alpha=alpha,
         steps=steps,
         seed=seed,
         images_per_prompt=images_per_prompt,
@@ -234,7 +241,8 @@ def reno(
 
     Args:
         prompts: One or more prompts.
-        prompts_file: A text file with one prompt a line, instead of or beside --prompts.
+        prompts_file: Prompts from a .txt, .json, .jsonl, .csv, .tsv or .parquet file, or - for
+            the standard input, instead of or beside --prompts.
         model: tiny-sprint, a diffusers folder, or a repository in the Hugging Face cache.
         rewards: What is climbed: names with weights, such as hps=5,clip=0.01, or paper. Default:
             tiny-preference for tiny-sprint, else paper.
@@ -300,17 +308,19 @@ def score(
 
     Args:
         images: Folder of images, searched with its subfolders.
-        prompts: A .csv with the columns image and prompt, or a text file with one prompt for all
-            images, or one a line in their alphabetical order.
+        prompts: A .csv, .tsv, .json or .jsonl with image (or file_name) and prompt (or caption or
+            text), or a text file with one prompt for all images, or one a line in their
+            alphabetical order.
         rewards: Names with weights, such as hps=5,imagereward, or paper.
-        csv: The table: a line an image, a column a reward, and their weighted sum.
+        csv: The table: a line an image, a column a reward, their weighted sum, and by what a rerun
+            knows whether image and rewards are still the same.
         rewards_folder: Folder of downloaded rewards; default: the Hugging Face cache.
         precision: Of the rewards' large networks.
         batch_size: Images scored at a time.
     """
     import torch
 
-    from ..hypernoise_core.rewards import load_rewards, parse_weights
+    from ..hypernoise_core.rewards import load_rewards, parse_weights, reward_identities
     from .processes import join
     from .progress import keep_loading_quiet
     from .scoring import score_folder
@@ -320,7 +330,8 @@ def score(
     check_file(csv, "--csv")
     keep_loading_quiet()
     ensemble = load_rewards(parse_weights(rewards), rewards_folder, getattr(torch, precision))
-    problems = score_folder(images, prompts, ensemble.to(join().device), csv, batch_size)
+    scorer = reward_identities(ensemble.weights, rewards_folder) | {"precision": precision}
+    problems = score_folder(images, prompts, ensemble.to(join().device), csv, batch_size, scorer)
     print(csv.resolve())
     if problems:
         raise ValueError(f"{len(problems)} images are not in the table:\n" + "\n".join(problems))
@@ -348,21 +359,20 @@ def download(what: tuple[str, ...], folder: Path | None = None) -> None:
         print(store.fetch(file))
 
 
-def info(adapter: Path) -> None:
+def info(adapter: Path, alpha: float | None = None) -> None:
     """Print what an adapter file says about itself: a noise hypernetwork, or a fine-tune's LoRA.
 
     Args:
-        adapter: A .safetensors file or a peft folder.
+        adapter: A .safetensors file, or a folder of peft or diffusers.
+        alpha: LoRA alpha of an adapter that does not tell it.
     """
     from dataclasses import asdict
 
-    from ..hypernoise_core.adapter import find_weights, load_adapter, read_header
-    from ..hypernoise_core.generator_lora import load_generator_lora
-    from ..hypernoise_core.metadata import is_generator_lora
+    from ..hypernoise_core.generator_lora import GeneratorLora, load_either
 
-    is_lora = is_generator_lora(read_header(find_weights(adapter)))
-    loaded = load_generator_lora(adapter) if is_lora else load_adapter(adapter)
+    loaded = load_either(adapter, alpha=alpha)
     weights = sum(parameter.numel() for parameter in loaded.parameters())
+    is_lora = isinstance(loaded, GeneratorLora)
     kind = "LoRA on the generator" if is_lora else "noise hypernetwork"
     facts = {"kind": kind, **asdict(loaded.metadata), "layers": len(loaded.layer_names)}
     print(json.dumps({**facts, "weights": weights}, indent=2, default=str))

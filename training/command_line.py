@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from .values import Place, bare, read_text
+from .values import Place, bare, read_value
 
 NO_FLAG = {"flag": False}
 """Metadata of a dataclass's field that has no flag."""
@@ -225,7 +225,7 @@ def _converted(kind: Any, text: str) -> Any:
         return None
     kind = bare(kind)
     try:
-        return read_text(get_args(kind)[0] if get_origin(kind) is tuple else kind, text)
+        return read_value(get_args(kind)[0] if get_origin(kind) is tuple else kind, text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..hypernoise_core.adapter import find_weights, load_adapter, read_header, save_adapter
-from ..hypernoise_core.generator_lora import load_generator_lora, save_generator_lora
+from ..hypernoise_core.adapter import find_weights, save_adapter
+from ..hypernoise_core.generator_lora import GeneratorLora, load_either, save_generator_lora
 from ..hypernoise_core.lora import LoraBranch
 from ..hypernoise_core.lora_adapter import LoraAdapter
-from ..hypernoise_core.metadata import is_generator_lora
+from ..hypernoise_core.tensor_file import is_safetensors
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 SHOWN_LAYERS = 5
@@ -57,7 +57,12 @@ class ExportReport:
 
 
 def export_adapter(
-    source: Path, target: Path, *, dtype: str = "float16", rank: int | None = None
+    source: Path,
+    target: Path,
+    *,
+    dtype: str = "float16",
+    rank: int | None = None,
+    alpha: float | None = None,
 ) -> ExportReport:
     """Write an adapter as one .safetensors file for ComfyUI.
 
@@ -67,9 +72,10 @@ def export_adapter(
         target: the file to write.
         dtype: of the weights: float16, bfloat16 or float32.
         rank: what branches of a higher rank are reduced to; None: all stay as they are.
+        alpha: LoRA alpha of a source that does not tell it; the written file does.
 
     Raises:
-        AdapterError: the source cannot be read.
+        AdapterError: the source cannot be read, or leaves its scale open.
         ValueError: a bad target, dtype or rank, or a weight too large for the dtype.
     """
     source, target = Path(source), Path(target)
@@ -77,13 +83,12 @@ def export_adapter(
     _check_target(weights, target)
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}, choose from {', '.join(DTYPES)}")
-    is_lora = is_generator_lora(read_header(weights))
-    adapter = load_generator_lora(source) if is_lora else load_adapter(source)
+    adapter = load_either(source, alpha=alpha)
     exported = cast(adapter if rank is None else reduce_rank(adapter, rank), DTYPES[dtype])
     squares = {
         name: _squares(branch, exported.branches[name]) for name, branch in adapter.branches.items()
     }
-    if is_lora:
+    if isinstance(exported, GeneratorLora):
         save_generator_lora(exported, target, dtype=DTYPES[dtype], for_comfyui=True)
     else:
         save_adapter(exported, target)
@@ -99,7 +104,7 @@ def export_adapter(
 
 
 def _check_target(weights: Path, target: Path) -> None:
-    if target.suffix != ".safetensors":
+    if not is_safetensors(target):
         raise ValueError(f"an adapter is exported to one .safetensors file, not to {target}")
     if target.exists() and target.samefile(weights):
         raise ValueError(f"{target} would be overwritten by its own export: name another target")

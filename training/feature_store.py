@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,6 @@ _PROMPTS = "prompts"  # in a shard's header
 _MASK = "prompt_attention_mask"
 _TEXT_FEATURES = "text_features"
 _TEXT_BATCH = 128
-_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class FeatureStore:
@@ -45,7 +43,7 @@ class FeatureStore:
     cut off goes on where it was.
 
     Args:
-        folder: belongs to one encoder with one set of options, see `model_key`.
+        folder: belongs to one encoder with one set of options, see `features_key`.
         shard_bytes: size from which on a shard is written.
 
     Raises:
@@ -197,35 +195,15 @@ def _cut_padding(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     return rows | {name: rows[name][:, :used] for name in (_MASK, "prompt_embeds")}
 
 
-def model_key(folder: Path | str, parts: Sequence[str], options: Mapping[str, Any]) -> str:
-    """A name for what the text encoders of a model make of prompts: 32 hexadecimal digits.
-
-    It changes with the names and sizes of their files, and with the hash that the Hugging Face
-    cache knows of a file, or the time when it was changed.
+def features_key(model: str, options: Mapping[str, Any]) -> str:
+    """A name for what text encoders make of prompts: 32 hexadecimal digits.
 
     Args:
-        folder: of the model, in diffusers' layout.
-        parts: folders in it, as patterns: text_encoder*, tokenizer*.
+        model: the `model_identity` of the parts that encode.
         options: what else decides the result, such as dtype and max_sequence_length.
-
-    Raises:
-        FileNotFoundError: the model has no such parts.
     """
-    found = {part for pattern in parts for part in Path(folder).glob(pattern)}
-    files = sorted(path for part in found for path in part.rglob("*") if path.is_file())
-    if not files:
-        raise FileNotFoundError(f"there is no file of {' or '.join(parts)} in {folder}")
-    identity = [[path.relative_to(folder).as_posix(), *_version(path)] for path in files]
-    text = json.dumps([identity, dict(options)], sort_keys=True, default=str)
+    text = json.dumps([model, dict(options)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _version(path: Path) -> tuple[int, str]:
-    """Size in bytes, and the name of the blob in the Hugging Face cache or the time of change."""
-    target = path.resolve()
-    status = target.stat()
-    blob = _BLOB.fullmatch(target.name)
-    return status.st_size, target.name if blob else str(status.st_mtime_ns)
 
 
 def embed_prompts(

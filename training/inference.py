@@ -11,18 +11,19 @@ from ..hypernoise_core.generate import encode_prompts, generate
 from ..hypernoise_core.hypernetwork import check_seeds
 from .evaluation.figures import side_by_side
 from .pipelines import ASSETS, EMBEDDED, load_pipeline
-from .prompt_files import read_lines
+from .prompt_files import read_file
 
 EMBEDDED_ADAPTER = ASSETS / "tiny-hypernoise.safetensors"
 
 
 def read_prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
-    """The given prompts and those of a text file, one a line; empty lines are passed over.
+    """The given prompts and those of a file, as `prompt_files.read_file` gives them.
 
     Raises:
-        ValueError: there is no prompt.
+        FileNotFoundError: there is no such file.
+        ValueError: there is no prompt, or the file cannot be read.
     """
-    found = [*prompts, *(read_lines(file) if file else [])]
+    found = [*prompts, *(read_file(file) if file else [])]
     if not found:
         raise ValueError("no prompt: give --prompts 'a red circle' or --prompts-file FILE")
     return found
@@ -33,6 +34,7 @@ def write_comparison(
     *,
     model: str,
     adapter: Path | None,
+    alpha: float | None,
     steps: int,
     seed: int,
     images_per_prompt: int,
@@ -58,7 +60,7 @@ def write_comparison(
     texts = [prompt for prompt in prompts for _ in range(images_per_prompt)]
     seeds = range(seed, seed + len(texts))
     check_seeds(seeds)
-    hypernetwork = load_adapter(adapter)
+    hypernetwork = load_adapter(adapter, alpha=alpha)
     pipeline = load_pipeline(model)
     conditioning = encode_prompts(pipeline, texts, batch_size=batch_size)
     options = {

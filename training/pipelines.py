@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..hypernoise_core.library_folder import check_pipeline
+from ..hypernoise_core.file_identity import identity_of
+from ..hypernoise_core.library_folder import check_pipeline, read_json
 from .progress import keep_loading_quiet
 from .published_models import PUBLISHED
 
@@ -60,6 +61,29 @@ def model_folder(name: str, cache_dir: Path | None = None) -> Path:
     return Path(index).parent
 
 
+def model_identity(folder: Path, parts: Sequence[str] | None = None) -> str:
+    """What tells a model from others of its name, see `identity_of`.
+
+    Args:
+        folder: from `model_folder`.
+        parts: of the pipeline; None: all, and what the pipeline says of itself.
+
+    Raises:
+        FileNotFoundError: the model has no file of such parts.
+        LibraryFolderError: its model_index.json cannot be read.
+    """
+    index = folder / "model_index.json"
+    if parts is None:
+        parts = [name for name, value in read_json(index).items() if isinstance(value, list)]
+        files = [index]
+    else:
+        files = []
+    files += [path for part in parts for path in (folder / part).rglob("*") if path.is_file()]
+    if not files:
+        raise FileNotFoundError(f"there is no file of {' or '.join(parts)} in {folder}")
+    return identity_of({path.relative_to(folder).as_posix(): path for path in files}, folder)
+
+
 _INSTALL = 'this needs diffusers and transformers: pip install "hypernoise[train]"'
 
 
@@ -106,5 +130,5 @@ def load_pipeline(
 
 def text_parts(folder: Path) -> list[str]:
     """Names of the parts of the pipeline in a folder that encode prompts."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json")
     return [name for name in index if name.startswith(TEXT_PARTS)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .prompt_files import READERS, read_data_set, read_file
+from .prompt_files import READERS, read_data_set, read_file, read_folder
 from .tiny_world.captions import Caption, captions_by_category
 
 EXAMPLES = Path(__file__).parent / "data" / "example_prompts.txt"
@@ -27,9 +27,9 @@ def load_prompts(
     small categories repeat their captions to weigh as much as the large ones.
 
     Args:
-        task: a key of `NAMED_TASKS`; else a file with one of the suffixes in `READERS`; else
-            a folder or a hub repository `owner/name` whose split `train` the `datasets` library
-            reads.
+        task: a key of `NAMED_TASKS`; else a folder of files with one of the suffixes in `READERS`,
+            or such a file; else a hub repository `owner/name` whose split `train` the `datasets`
+            library reads.
         data_dir: folder of the published prompt files, for the tasks geneval, pickapic and all.
         column: of the prompts, in files and data sets that have columns; None: the first present of
             prompt, caption and text. Named tasks have their own.
@@ -53,7 +53,7 @@ def load_prompts(
 def _read(task: str, column: str | None) -> list[str]:
     path = Path(task)
     if task.strip() and path.is_dir():
-        return read_data_set(task, column)
+        return read_folder(path, column)
     if path.suffix.lower() in READERS:
         return read_file(path, column)
     if _REPOSITORY.fullmatch(task) and not path.exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from ..hypernoise_core.families import FAMILIES, family_of_pipeline
+from ..hypernoise_core.library_folder import read_json
 from .config import TrainingConfig
 
 _ARCHITECTURES = Path(__file__).with_name("architectures")
@@ -82,8 +82,7 @@ def build_on_meta(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
         return _assemble(_read_folder(Path(name)), dtype)
     if name not in PUBLISHED:
         raise ValueError(f"no published model {name!r}; there are {', '.join(PUBLISHED)}")
-    text = (_ARCHITECTURES / f"{name}.json").read_text(encoding="utf-8")
-    return _assemble(json.loads(text), dtype)
+    return _assemble(read_json(_ARCHITECTURES / f"{name}.json"), dtype)
 
 
 def copy_to_meta(pipeline: Any, dtype: torch.dtype) -> Any:
@@ -106,7 +105,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     """The pipeline's class and the configurations of its parts, by name."""
 
     def read(path: str) -> dict[str, Any]:
-        return json.loads((folder / path).read_text(encoding="utf-8"))
+        return read_json(folder / path)
 
     architecture = {_CLASS: read("model_index.json")[_CLASS]}
     for name in _parts(architecture[_CLASS]):

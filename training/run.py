@@ -13,7 +13,7 @@ import math
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -31,7 +31,7 @@ from ..hypernoise_core.divergence import kl_terms, lipschitz_estimate
 from ..hypernoise_core.families import family_of_pipeline
 from ..hypernoise_core.generator_lora import save_generator_lora
 from ..hypernoise_core.hypernetwork import sample_noise
-from ..hypernoise_core.rewards import Ensemble, load_rewards
+from ..hypernoise_core.rewards import Ensemble, load_rewards, reward_identities
 from . import writable
 from .arguments import to_toml
 from .checkpoints import Checkpoints, damaged
@@ -44,11 +44,11 @@ from .feature_store import (
     FeatureStore,
     drop_text_encoders,
     embed_prompts,
-    model_key,
+    features_key,
     precompute_text_features,
 )
 from .memory import checkpoint_activations, save_memory
-from .pipelines import load_pipeline, model_folder, text_parts
+from .pipelines import load_pipeline, model_folder, model_identity, text_parts
 from .processes import expect_answers, join
 from .progress import keep_loading_quiet, progress_bar
 from .prompts import load_prompts
@@ -103,6 +103,8 @@ class Parts:
     prompts: Prompts
     features: FeatureStore
     size: tuple[int, int]
+    identity: dict[str, Any]
+    """What tells the weights of model and rewards from others of their names."""
 
     def trainer(self, config: TrainingConfig) -> Trainer:
         """The trainer of these parts; raises what `Trainer` raises."""
@@ -163,6 +165,9 @@ def prepare(config: TrainingConfig, *, also_encode: Sequence[str] = ()) -> Parts
     cache = (config.cache_dir or Path("~/.cache/hypernoise").expanduser()) / "features"
     needed = [*prompts.training, *prompts.held_out, config.noise_prompt, *also_encode]
     pipeline, features = _encode(config, accelerator, needed, cache)
+    identity = identity_of_weights(
+        config.model, config.rewards, config.cache_dir, config.rewards_folder
+    )
     rewards.to(accelerator.device)
     precompute_text_features(rewards, needed, cache, **_place(accelerator))
     accelerator.wait_for_everyone()
@@ -174,7 +179,29 @@ def prepare(config: TrainingConfig, *, also_encode: Sequence[str] = ()) -> Parts
     if config.shard:
         shard(family_of_pipeline(pipeline).network(pipeline), accelerator)
         pipeline.vae.to(accelerator.device)
-    return Parts(accelerator, pipeline, rewards, prompts, features, image_size(config, pipeline))
+    return Parts(
+        accelerator,
+        pipeline,
+        rewards,
+        prompts,
+        features,
+        image_size(config, pipeline),
+        identity,
+    )
+
+
+def identity_of_weights(
+    model: str, rewards: Iterable[str], cache_dir: Path | None, rewards_folder: Path | None
+) -> dict[str, Any]:
+    """What tells the weights of a model and of rewards from others of their names.
+
+    Raises:
+        FileNotFoundError: one of them is not on this machine.
+    """
+    return {
+        "model_content": model_identity(model_folder(model, cache_dir)),
+        "reward_content": reward_identities(rewards, rewards_folder),
+    }
 
 
 def _encode(
@@ -185,8 +212,8 @@ def _encode(
     dtype = getattr(torch, config.precision)
     # Templates around the prompts come from diffusers, and tokenizers change with transformers.
     versions = {package: version(package) for package in ("diffusers", "transformers")}
-    key = model_key(folder, text_parts(folder), {"dtype": config.precision, **versions})
-    features = FeatureStore(cache / key)
+    encoders = model_identity(folder, text_parts(folder))
+    features = FeatureStore(cache / features_key(encoders, {"dtype": config.precision, **versions}))
     if missing := bool(features.missing(prompts)):
         writable.check_folder(cache, "--cache_dir")  # before the model is loaded
     pipeline = load_pipeline(
@@ -277,7 +304,7 @@ class Run:
         self.best: float | None = None
         self._evaluated = 0  # the update of the last evaluation
         self._recorded = 0  # the last update that metrics.jsonl has
-        self._fingerprint = _fingerprint(config, parts.prompts)
+        self._fingerprint = _fingerprint(config, parts)
         if self.checkpoints.paths():
             self._load()
         self.stopped_by: signal.Signals | None = None
@@ -587,11 +614,12 @@ def _reward_of(error: Exception, rewards: Ensemble) -> str | None:
     return next((n for n, r in rewards.members.items() if any(o is r for o in owners)), None)
 
 
-def _fingerprint(config: TrainingConfig, prompts: Prompts) -> dict[str, Any]:
+def _fingerprint(config: TrainingConfig, parts: Parts) -> dict[str, Any]:
     """What must be the same for a run to go on as if it had not stopped."""
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE_ON_RESUME}
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
-    return plain | {"prompts": _digest(prompts.training), "held_out": _digest(prompts.held_out)}
+    prompts = {"prompts": parts.prompts.training, "held_out": parts.prompts.held_out}
+    return plain | {name: _digest(texts) for name, texts in prompts.items()} | parts.identity
 
 
 def _digest(prompts: list[str]) -> str:

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import csv
 import glob
+import hashlib
 import io
-import os
+import json
+import posixpath
 import re
 import sys
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
-from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 from ..hypernoise_core.atomic_file import write_atomically
+from ..hypernoise_core.file_identity import sha256_of
 from ..hypernoise_core.rewards import Ensemble, score_in_batches
-from ..hypernoise_core.rewards.reward import check_size
 from ..hypernoise_core.text import printable
+from .image_files import SUFFIXES, find_images, read_image
 from .progress import progress_bar
-from .prompt_files import read_csv_rows, read_text
+from .prompt_files import IMAGE_COLUMNS, Entry, read_entries
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""What is read whatever the suffix says; other readers of Pillow start programs."""
-TOTAL = "total"
+TOTAL, IDENTITY = "total", "identity"
 _MOST_WAITING = 1 << 26  # pixels of images that wait for others of their size, 0.8 GB
 _FORMULA = re.compile("'*[=+\\-@\t\r]")  # what spreadsheets would compute, and what hides it here
 
@@ -42,11 +41,18 @@ class Row:
     image: str
     prompt: str
     scores: dict[str, float]
-    """By reward, and their weighted sum as `total`."""
+    """By reward."""
+    identity: str
+    """Of the image's content and of what scored it, see `_Table.identity`."""
 
 
 def score_folder(
-    folder: Path, prompts_file: Path, rewards: Ensemble, table: Path, batch_size: int
+    folder: Path,
+    prompts_file: Path,
+    rewards: Ensemble,
+    table: Path,
+    batch_size: int,
+    scorer: Mapping[str, str],
 ) -> list[str]:
     """Writes image, prompt, each reward's score and the total into a CSV file, a line an image.
 
@@ -54,7 +60,8 @@ def score_folder(
     prompt stands behind an apostrophe in the table.
 
     Each process appends what it has scored to a file of its own beside the table; a run that starts
-    again takes over what is there. The table itself is written once, when all images are done.
+    again takes over what is there, as far as it is of the same images, prompts and scorer, and says
+    what it does not. The table itself is written once, when all images are done.
 
     Args:
         folder: searched for images, subfolders too.
@@ -62,157 +69,128 @@ def score_folder(
         rewards: on the device of this process.
         table: the CSV file.
         batch_size: images of one size scored at a time.
+        scorer: what decides the scores beside image and prompt: the identity of each reward's
+            weights, and the precision.
 
     Returns:
         What is wrong with the images that could not be scored, a sentence each.
 
     Raises:
-        ValueError: there is no image, a prompt is missing, or the table holds other rewards.
+        ValueError: there is no image, a prompt is missing, or the table holds other rewards or is
+            of another folder.
     """
     state = PartialState()
     names = find_images(folder)
-    prompts = read_prompts(prompts_file, names)
-    columns = ["image", "prompt", *rewards.weights, TOTAL]
+    prompts = read_prompts(prompts_file, folder, names)
+    scores = _Table(table, folder, prompts.of_image, rewards.weights, scorer)
     table.parent.mkdir(parents=True, exist_ok=True)
-    known = {row.image: row for row in _read_rows(table, columns)}
-    for part in _parts(table):
-        known.update({row.image: row for row in _read_rows(part, columns)})
-    todo = [n for n in names if n not in known or known[n].prompt != prompts[n]]
-    state.wait_for_everyone()  # before anybody writes
+    earlier = scores.rows()
+    state.wait_for_everyone()  # all have looked before anybody writes
+    if state.is_main_process:
+        scores.take_over(earlier)
+    state.wait_for_everyone()
+    known = {row.image for row in scores.rows()}
+    todo = [name for name in names if name in prompts.of_image and name not in known]
     own = todo[state.process_index :: state.num_processes]
-    part = table.with_name(f"{table.name}.part{state.process_index}")
-    _cut_off_half_line(part)
-    problems = _score(folder, own, prompts, rewards, part, columns, batch_size, state)
+    problems = _score(own, rewards, scores, batch_size, state)
     state.wait_for_everyone()
     if state.is_main_process:
-        for part in _parts(table):
-            known.update({row.image: row for row in _read_rows(part, columns)})
-        rows = [known[n] for n in names if n in known and known[n].prompt == prompts[n]]
-        write_atomically(table, _as_csv([columns, *(_cells(row) for row in rows)]).encode())
-        for part in _parts(table):
-            part.unlink()
+        scores.write(scores.rows())
+        problems += prompts.problems
     state.wait_for_everyone()
     return problems
 
 
-def find_images(folder: Path) -> list[str]:
-    """Paths of the images below a folder, relative to it, with slashes, in alphabetical order.
+@dataclass(frozen=True)
+class Prompts:
+    """What a file of prompts says about a folder of images."""
 
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: there is no image in it, or one whose name is no text.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not (names := sorted(path.relative_to(folder).as_posix() for path in files)):
-        raise ValueError(f"no image in {folder}; looked for {', '.join(sorted(SUFFIXES))}")
-    for name in names:
-        if "\0" in name or not _is_utf8(name):
-            raise ValueError(f"{folder} holds {name!r}, a name that is not UTF-8: rename the file")
-    return names
+    of_image: dict[str, str]
+    """The prompt of each image."""
+    problems: list[str]
+    """A sentence for each prompt whose image is not in the folder, and for each image of a kind
+    that is not read and that has none."""
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def read_prompts(file: Path, names: Sequence[str]) -> dict[str, str]:
+def read_prompts(file: Path, folder: Path, names: Sequence[str]) -> Prompts:
     """The prompt of each image.
 
     Args:
-        file: a .csv with the columns image and prompt, or a text file: one line for all images, or
-            a line for each in their alphabetical order.
+        file: as `prompt_files.read_file` reads it. Where it names the images, in a column or as
+            keys, names count as equal whatever their slashes and Unicode form, and paths may be
+            absolute; elsewhere it has one prompt for all images, or one for each in their
+            alphabetical order.
+        names: of the images in the folder, from `find_images`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a prompt is missing, there are too many, or the file cannot be read; names the
             file and, where there is one, the line.
     """
-    if file.suffix.lower() == ".csv":
-        prompts = _read_csv(file)
-        if lacking := [name for name in names if not prompts.get(name, "").strip()]:
-            raise ValueError(
-                f"{file} has no prompt for {len(lacking)} images, such as {lacking[0]}"
-            )
-        return prompts
-    lines = [line.strip() for line in read_text(file)]
-    for number, line in enumerate(lines, 1):
-        _check(file, number, line)
-    lines = [line for line in lines if line]
-    if len(lines) == 1:
-        lines *= len(names)
-    if len(lines) != len(names):
+    entries = read_entries(file)
+    if any(entry.image is not None for entry in entries):
+        return _by_name(file, folder, names, entries)
+    entries = [entry for entry in entries if entry.prompt]
+    if unnamed := next((entry for entry in entries if entry.in_columns), None):
         raise ValueError(
-            f"{file} has {len(lines)} prompts for {len(names)} images: give one line for all or "
+            f"{file}, {unnamed.where}: which image is it of? A column "
+            f"{' or '.join(IMAGE_COLUMNS)} names the image of each prompt"
+        )
+    texts = [entry.prompt for entry in entries]
+    if len(texts) == 1:
+        texts *= len(names)
+    if len(texts) != len(names):
+        raise ValueError(
+            f"{file} has {len(texts)} prompts for {len(names)} images: give one line for all or "
             f"one each, in the alphabetical order of the images, or a .csv with image and prompt"
         )
-    return dict(zip(names, lines, strict=True))
+    return Prompts(dict(zip(names, texts, strict=True)), [])
 
 
-def _read_csv(file: Path) -> dict[str, str]:
-    """The column prompt by the column image."""
-    rows = read_csv_rows(file)
-    _, header = next(rows, (1, []))
-    for name in ("image", "prompt"):
-        if header.count(name) != 1:
-            raise ValueError(f"{file} has no column {name}, or several; it takes one")
-    image, prompt = header.index("image"), header.index("prompt")
-    prompts: dict[str, str] = {}
-    for line, row in rows:
-        _check(file, line, row[prompt])
-        if prompts.setdefault(row[image], row[prompt]) != row[prompt]:
-            raise ValueError(f"{file}, line {line}: {row[image]!r:.100} has another prompt above")
-    return prompts
+def _by_name(file: Path, folder: Path, names: Sequence[str], entries: Sequence[Entry]) -> Prompts:
+    given: dict[str, Entry] = {}
+    for entry in entries:
+        if not entry.image:
+            raise ValueError(f"{file}, {entry.where}: it names no image, as the others do")
+        first = given.setdefault(_plain(entry.image, folder), entry)
+        if first.prompt != entry.prompt:
+            raise ValueError(
+                f"{file}, {entry.where}: {entry.image!r:.100} has another prompt in {first.where}"
+            )
+    plain = {name: _plain(name, folder) for name in names}
+    images = set(plain.values())
+    strangers = [entry for image, entry in given.items() if image not in images]
+    told = {image for image, entry in given.items() if entry.prompt}
+    without = [name for name in names if plain[name] not in told]
+    if lacking := [name for name in without if Path(name).suffix.lower() in SUFFIXES]:
+        hint = f"; it names {strangers[0].image!r:.100}, which is not there" if strangers else ""
+        raise ValueError(
+            f"{file} has no prompt for {len(lacking)} images, such as {lacking[0]}{hint}"
+        )
+    return Prompts(
+        {name: given[image].prompt for name, image in plain.items() if image in told},
+        [f"{file}, {e.where}: there is no image {e.image!r:.100} in {folder}" for e in strangers]
+        + [f"{folder / name} is of a kind that is not read; save it as .png" for name in without],
+    )
 
 
-def _check(file: Path, line: int, prompt: str) -> None:
-    if "\0" in prompt:
-        raise ValueError(f"{file}, line {line}: the character '\\x00' is part of no prompt")
+def _plain(name: str, folder: Path) -> str:
+    """The name of an image below the folder as all systems' spellings of it have in common."""
+    name = _slashes(name.strip())
+    for top in (folder.absolute(), folder.resolve()):
+        name = name.removeprefix(f"{_slashes(str(top))}/")
+    return posixpath.normpath(name)
 
 
-def read_image(path: Path) -> Tensor:
-    """(3, H, W) in [0, 1]; what is transparent becomes white, and the camera's turn is undone.
-
-    Raises:
-        ValueError: the file is no image, is damaged, or has a size that cannot be scored.
-    """
-    try:
-        if not path.is_file():
-            raise ValueError("it is no file")
-        with Image.open(path, formats=FORMATS) as file:
-            check_size(file.height, file.width)  # before it is unpacked
-            image = _eight_bits(ImageOps.exif_transpose(file)).convert("RGBA")
-    except Exception as error:  # damage ends in errors of many kinds
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    white = Image.new("RGBA", image.size, "white")
-    pixels = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of 16 bits with 8, which Pillow itself would cut off instead of scaling."""
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image).clip(0, 65535) / 257
-    return Image.fromarray(values.round().astype(np.uint8))
+def _slashes(path: str) -> str:
+    return unicodedata.normalize("NFC", path.replace("\\", "/"))
 
 
 def _score(
-    folder: Path,
-    names: Sequence[str],
-    prompts: Mapping[str, str],
-    rewards: Ensemble,
-    part: Path,
-    columns: list[str],
-    batch_size: int,
-    state: PartialState,
+    names: Sequence[str], rewards: Ensemble, table: _Table, batch_size: int, state: PartialState
 ) -> list[str]:
-    """Scores images of one size together and appends them to `part`; returns the problems."""
+    """Scores images of one size together and appends them to this process's part of the table;
+    returns the problems."""
     problems: list[str] = []
     waiting: dict[tuple[int, int], list[tuple[str, Tensor]]] = defaultdict(list)
     bar = progress_bar(
@@ -221,25 +199,22 @@ def _score(
 
     def flush(size: tuple[int, int]) -> None:
         batch = waiting.pop(size)
-        chosen = [prompts[name] for name, _ in batch]
+        chosen = [table.prompts[name] for name, _ in batch]
         images = torch.stack([image for _, image in batch])
         try:
             scores = score_in_batches(rewards, images, chosen, batch_size=batch_size)
         except ValueError as error:
-            problems.extend(f"{folder / name}: {error}" for name, _ in batch)
+            problems.extend(f"{table.folder / name}: {error}" for name, _ in batch)
         else:
-            scores[TOTAL] = rewards.total(scores)
-            rows = [
-                Row(name, prompts[name], {key: float(v[i]) for key, v in scores.items()})
-                for i, (name, _) in enumerate(batch)
-            ]
-            _append(part, columns, rows)
+            columns = zip(*(values.tolist() for values in scores.values()), strict=True)
+            of_images = [dict(zip(scores, numbers, strict=True)) for numbers in columns]
+            table.append([name for name, _ in batch], of_images, state.process_index)
         bar.update(len(batch))
 
     with bar:
         for name in names:
             try:
-                image = read_image(folder / name)
+                image = read_image(table.folder / name)
             except ValueError as error:
                 problems.append(str(error))
                 bar.update()
@@ -252,43 +227,128 @@ def _score(
                 flush(max(waiting, key=lambda s: len(waiting[s]) * s[0] * s[1]))
         for size in list(waiting):
             flush(size)
-    for complaint in rewards.complaints([prompts[name] for name in names]):
+    for complaint in rewards.complaints([table.prompts[name] for name in names]):
         tqdm.write(printable(complaint), file=sys.stderr)
     return problems
 
 
-def _parts(table: Path) -> list[Path]:
-    return sorted(table.parent.glob(f"{glob.escape(table.name)}.part*"))
+@dataclass(frozen=True)
+class _Table:
+    """The table's file, and the parts beside it that processes append to."""
 
+    file: Path
+    folder: Path
+    """Of the images."""
+    prompts: Mapping[str, str]
+    """By image."""
+    weights: Mapping[str, float]
+    """By reward."""
+    scorer: Mapping[str, str]
 
-def _append(part: Path, columns: list[str], rows: Sequence[Row]) -> None:
-    header = [] if part.is_file() and part.stat().st_size else [columns]
-    with part.open("a", encoding="utf-8", newline="") as file:
-        file.write(_as_csv([*header, *(_cells(row) for row in rows)]))
+    @property
+    def columns(self) -> list[str]:
+        return ["image", "prompt", *self.weights, TOTAL, IDENTITY]
 
+    @property
+    def _parts(self) -> list[Path]:
+        return sorted(self.file.parent.glob(f"{glob.escape(self.file.name)}.part*"))
 
-def _read_rows(file: Path, columns: list[str]) -> list[Row]:
-    """The whole lines of a table; a line that a crash has cut short is left out.
+    def identity(self, image: str) -> str:
+        """16 hexadecimal digits of an image's content and of what scores it; not of the weights in
+        the sum, which is made anew each time."""
+        content = sha256_of(self.folder / image)
+        text = json.dumps([content, dict(self.scorer)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    Raises:
-        ValueError: the table has other columns.
-    """
-    if not file.is_file():
-        return []
-    try:
-        text = _whole_lines(file).decode("utf-8")
-        lines = list(csv.reader(io.StringIO(text, newline="")))
-    except (ValueError, csv.Error) as error:
-        raise _no_table(file, error) from error
-    if lines and lines[0] != columns:
-        raise ValueError(
-            f"{file} has the columns {', '.join(lines[0])}, this run would write "
-            f"{', '.join(columns)}: choose another --csv, or delete it to start anew"
-        )
-    try:
-        return [_row(columns, cells) for cells in lines[1:] if len(cells) == len(columns)]
-    except ValueError as error:
-        raise _no_table(file, error) from error
+    def rows(self) -> list[Row]:
+        """What table and parts hold, a row an image.
+
+        Raises:
+            ValueError: one of them has other columns.
+        """
+        files = [self.file, *self._parts]
+        return list({row.image: row for file in files for row in self._read(file)}.values())
+
+    def take_over(self, rows: Sequence[Row]) -> None:
+        """Leaves in the table those of the rows that are of this folder's images as they are now,
+        of their prompts and this scorer; says how many are not.
+
+        Raises:
+            ValueError: all are of images that are not in the folder.
+        """
+        if not rows:
+            return
+        here = [row for row in rows if row.image in self.prompts]
+        if not here:
+            raise ValueError(
+                f"{self.file} holds scores of other images, none of them in {self.folder}: choose "
+                f"another --csv, or delete it to start anew"
+            )
+        good = [row for row in here if self._holds(row)]
+        if others := len(rows) - len(here):
+            _say(f"{others} rows of {self.file} are of images that are gone: they are left out")
+        if stale := len(here) - len(good):
+            _say(
+                f"{stale} rows of {self.file} are of another image, prompt, precision or reward's "
+                f"weights: they are scored again"
+            )
+        self.write(good)
+
+    def _holds(self, row: Row) -> bool:
+        if row.prompt != self.prompts[row.image] or not (self.folder / row.image).is_file():
+            return False
+        return row.identity == self.identity(row.image)
+
+    def append(
+        self, images: Sequence[str], scores: Sequence[dict[str, float]], process: int
+    ) -> None:
+        """Adds images and the scores of each, by reward, to the part of a process."""
+        part = self.file.with_name(f"{self.file.name}.part{process}")
+        pairs = zip(images, scores, strict=True)
+        rows = [Row(name, self.prompts[name], own, self.identity(name)) for name, own in pairs]
+        header = [] if part.is_file() and part.stat().st_size else [self.columns]
+        with part.open("a", encoding="utf-8", newline="") as file:
+            file.write(_as_csv([*header, *map(self._cells, rows)]))
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Writes the table anew, in the order of the images, and removes the parts."""
+        ordered = sorted(rows, key=lambda row: row.image)
+        write_atomically(self.file, _as_csv([self.columns, *map(self._cells, ordered)]).encode())
+        for part in self._parts:
+            part.unlink()
+
+    def _cells(self, row: Row) -> list[str]:
+        total = sum(weight * row.scores[name] for name, weight in self.weights.items())
+        scores = (f"{score:.7g}" for score in (*(row.scores[n] for n in self.weights), total))
+        return [_as_text(row.image), _as_text(row.prompt), *scores, row.identity]
+
+    def _read(self, file: Path) -> list[Row]:
+        """The whole lines of a table; a line that a crash has cut short is left out.
+
+        Raises:
+            ValueError: the table has other columns.
+        """
+        if not file.is_file():
+            return []
+        try:
+            text = _whole_lines(file).decode("utf-8-sig")  # a spreadsheet may have saved it
+            lines = list(csv.reader(io.StringIO(text, newline="")))
+        except (ValueError, csv.Error) as error:
+            raise _no_table(file, error) from error
+        if lines and lines[0] != self.columns:
+            raise ValueError(
+                f"{file} has the columns {', '.join(lines[0])}, this run would write "
+                f"{', '.join(self.columns)}: choose another --csv, or delete it to start anew"
+            )
+        try:
+            return [self._row(cells) for cells in lines[1:] if len(cells) == len(self.columns)]
+        except ValueError as error:
+            raise _no_table(file, error) from error
+
+    def _row(self, cells: list[str]) -> Row:
+        image, prompt, *scores, _, identity = cells
+        numbers = dict(zip(self.weights, map(float, scores), strict=True))
+        return Row(_bare(image), _bare(prompt), numbers, identity)
 
 
 def _no_table(file: Path, error: Exception) -> ValueError:
@@ -297,25 +357,13 @@ def _no_table(file: Path, error: Exception) -> ValueError:
     )
 
 
-def _row(columns: list[str], cells: list[str]) -> Row:
-    scores = dict(zip(columns[2:], map(float, cells[2:]), strict=True))
-    return Row(_bare(cells[0]), _bare(cells[1]), scores)
-
-
 def _whole_lines(file: Path) -> bytes:
     whole, newline, _ = file.read_bytes().rpartition(b"\r\n")
     return whole + newline
 
 
-def _cut_off_half_line(part: Path) -> None:
-    """What is appended has to start on a line of its own."""
-    if part.is_file():
-        os.truncate(part, len(_whole_lines(part)))
-
-
-def _cells(row: Row) -> list[str]:
-    scores = (f"{score:.7g}" for score in row.scores.values())
-    return [_as_text(row.image), _as_text(row.prompt), *scores]
+def _say(text: str) -> None:
+    print(printable(text), file=sys.stderr)
 
 
 def _as_text(cell: str) -> str:

@@ -104,7 +104,7 @@ class Trainer:
         self.skipped = 0
         """Batches left out because their loss was no number, and updates without a gradient."""
         self._skipped_in_a_row = 0
-        self._no_numbers: set[str] = set()  # rewards that gave a score that is none
+        self._no_numbers: set[str] = set()  # what was none: images, scores of a reward
         self.is_whole = True
         """Whether the state is that after `step` updates; not where one broke off midway."""
         self._seconds_before = 0.0  # of a resumed run, so far
@@ -207,7 +207,7 @@ class Trainer:
         if self._skipped_in_a_row < MAX_SKIPPED:
             return
         names = ", ".join(sorted(self._no_numbers))
-        of = f" (scores of {names} are no numbers)" if names else ""
+        of = f" ({names} are no numbers)" if names else ""
         raise ValueError(
             f"{MAX_SKIPPED} updates in a row had no finite gradient{of}, up to update {self.step}: "
             f"a lower --lr, --precision float32 or another reward may help"
@@ -227,7 +227,8 @@ class Trainer:
             if not torch.isfinite(terms.loss).all():
                 sums[-1] += 1
                 scores = terms.scores.items()
-                self._no_numbers |= {name for name, s in scores if not torch.isfinite(s).all()}
+                bad = [name for name, score in scores if not torch.isfinite(score).all()]
+                self._no_numbers |= {f"scores of {name}" for name in bad}
                 continue
             values = [terms.loss, *terms.scores.values(), terms.penalty, terms.norm]
             sums[: len(names)] += torch.stack([v.detach().double().sum() for v in values]).cpu()
@@ -310,7 +311,12 @@ class Trainer:
         return self._terms(loss, scores, torch.zeros_like(loss), noise)
 
     def _scores(self, images: Tensor, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """The rewards' scores (B,) by name, and the gradient of the images' losses in them."""
+        """The rewards' scores (B,) by name, and the gradient of the images' losses in them; NaN
+        where an image is no number, as half precision overflows, which no reward would take."""
+        if not torch.isfinite(images).all():
+            self._no_numbers.add("images")
+            nan = torch.full_like(images[:, 0, 0, 0], torch.nan, dtype=torch.float32)
+            return dict.fromkeys(self.rewards.weights, nan), torch.full_like(images, torch.nan)
         scores, gradient = self.rewards.loss_gradient(images, batch.prompts)
         for name, score in scores.items():
             if score.shape != (len(images),):

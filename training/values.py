@@ -28,7 +28,7 @@ def expand_home(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def read_text(kind: Any, text: str) -> Any:
+def read_value(kind: Any, text: str) -> Any:
     """A text as a value of a type: str, Place, Path, Literal, int or float.
 
     Raises:

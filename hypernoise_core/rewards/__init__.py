@@ -5,7 +5,14 @@ scores = ensemble.score(images, prompts)  # (B,), higher is better, differentiab
 """
 
 from .comparison import Comparison, compare
-from .ensemble import Ensemble, load_rewards, paper_weights, parse_weights, score_in_batches
+from .ensemble import (
+    Ensemble,
+    load_rewards,
+    paper_weights,
+    parse_weights,
+    reward_identities,
+    score_in_batches,
+)
 from .registry import REWARDS, get_reward
 from .reward import Reward
 from .weights import WeightStore
@@ -21,5 +28,6 @@ __all__ = [
     "load_rewards",
     "paper_weights",
     "parse_weights",
+    "reward_identities",
     "score_in_batches",
 ]

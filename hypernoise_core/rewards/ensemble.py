@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from ..file_identity import identity_of
 from .images import ImageBatch
 from .registry import REWARDS, get_reward
 from .reward import Reward, check_batch
@@ -124,13 +125,13 @@ class Ensemble(nn.Module):
 
 def load_rewards(
     weights: Mapping[str, float],
-    folder: str | Path | None = None,
+    folder: str | Path | Sequence[Path] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Ensemble:
     """Rewards by name and weight, frozen, on the CPU.
 
     Args:
-        folder: of downloaded weights; None: the Hugging Face cache.
+        folder: of downloaded weights, or several; None: the Hugging Face cache.
         dtype: of the large networks.
 
     Raises:
@@ -151,6 +152,20 @@ def load_rewards(
                     f"{cls.title}: {error}. `hypernoise download rewards {name}` gets it."
                 ) from error
     return Ensemble(members)
+
+
+def reward_identities(names: Iterable[str], folder: str | Path | None = None) -> dict[str, str]:
+    """What tells each reward's weights from others under its name, see `identity_of`.
+
+    Args:
+        names: of rewards that `load_rewards` finds there.
+        folder: of downloaded weights; None: the Hugging Face cache.
+
+    Raises:
+        FileNotFoundError, TensorFileError: as `load_rewards` raises them.
+    """
+    store = WeightStore(folder)
+    return {name: identity_of(get_reward(name).paths(store)) for name in names}
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -51,6 +52,15 @@ class Reward(nn.Module, ABC):
             TensorFileError: a file is damaged or is not what was published.
             ImportError: names the missing package and the command that installs it.
         """
+
+    @classmethod
+    def paths(cls, store: WeightStore) -> dict[str, Path]:
+        """The files that `load` reads, by their names.
+
+        Raises:
+            FileNotFoundError, TensorFileError: as `load` raises them.
+        """
+        return {f"{file.repository}/{file.name}": store.find(file) for file in cls.files}
 
     @abstractmethod
     def score_batch(self, batch: ImageBatch, prompts: Sequence[str]) -> Tensor:

@@ -23,6 +23,10 @@ class TinyPreference(CosineReward):
     embedded = True
 
     @classmethod
+    def paths(cls, store: WeightStore) -> dict[str, Path]:
+        return {path.name: path for path in FOLDER.iterdir() if path.is_file()}
+
+    @classmethod
     def load(cls, store: WeightStore) -> TinyPreference:
         model = read_clip_model(FOLDER)
         size = model.config.vision_config.image_size

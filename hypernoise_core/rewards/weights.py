@@ -1,4 +1,4 @@
-"""Where the weights of rewards lie: a folder of the user's, else the Hugging Face cache.
+"""Where the weights of rewards lie: folders of the user's, else the Hugging Face cache.
 
 Nothing is downloaded unless `download` is called. A file is compared with the SHA-256 that was
 published for it: the one written beside it here, else the one that the hub told at the download,
@@ -7,18 +7,16 @@ which the cache keeps as the name of the file's blob, and a local folder in `.ca
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from ..file_identity import published_sha256, sha256_of
 from ..tensor_file import TensorFileError
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
 
 
@@ -46,14 +44,19 @@ class WeightStore:
 
     Args:
         folder: looked through before the Hugging Face cache; it holds a folder for each
-            repository, of the repository's name.
+            repository, of the repository's name. Of several, the first one that has a file counts,
+            and downloads go into the first.
         dtype: of the large networks; small heads stay in float32.
     """
 
     def __init__(
-        self, folder: str | Path | None = None, dtype: torch.dtype = torch.float32
+        self,
+        folder: str | Path | Sequence[Path] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.folder = None if folder is None else Path(folder)
+        if isinstance(folder, (str, Path)):
+            folder = [Path(folder)]
+        self.folders = list(folder or ())
         self.dtype = dtype
         self._loaded: dict[Hashable, Any] = {}
 
@@ -71,25 +74,25 @@ class WeightStore:
             TensorFileError: the file is not the one that was published, or a link out of the
                 folder.
         """
-        path = self._look_for(file)
+        path = self.look_for(file)
         if path is None:
-            places = [str(file.inside(self.folder))] if self.folder else []
+            places = [str(file.inside(folder)) for folder in self.folders]
             places.append(f"the Hugging Face cache ({_hub().constants.HF_HUB_CACHE})")
             raise FileNotFoundError(
                 f"{file.name} of {file.repository} is missing; looked for at "
-                f"{' and in '.join(places)}"
+                f"{', at '.join(places[:-1])}{' and in ' * (len(places) > 1)}{places[-1]}"
             )
         check(path, file)
         return path
 
     def download(self, file: WeightFile) -> Path:
-        """Gets a file from the hub, into the folder if there is one, else into the cache.
+        """Gets a file from the hub, into the first folder if there is one, else into the cache.
 
         Raises:
             OSError: the hub cannot be reached or does not have it.
             TensorFileError: what arrived is not what was published.
         """
-        target = file.inside(self.folder).parent if self.folder else None
+        target = file.inside(self.folders[0]).parent if self.folders else None
         try:
             path = _hub().hf_hub_download(
                 file.repository, file.name, local_dir=target, revision=file.revision
@@ -105,13 +108,20 @@ class WeightStore:
         Raises:
             OSError, TensorFileError: as `find` and `download` raise them.
         """
-        return self.download(file) if self._look_for(file) is None else self.find(file)
+        return self.download(file) if self.look_for(file) is None else self.find(file)
 
-    def _look_for(self, file: WeightFile) -> Path | None:
-        if self.folder is not None and (path := file.inside(self.folder)).is_file():
-            if not path.resolve().is_relative_to(self.folder.resolve()):
+    def look_for(self, file: WeightFile) -> Path | None:
+        """Where the file is on this machine, unchecked; None where it is not.
+
+        Raises:
+            TensorFileError: it is a link out of the folder.
+        """
+        for folder in self.folders:
+            if not (path := file.inside(folder)).is_file():
+                continue
+            if not path.resolve().is_relative_to(folder.resolve()):
                 raise TensorFileError(
-                    f"{path} is or lies behind a link out of {self.folder}, which is not followed: "
+                    f"{path} is or lies behind a link out of {folder}, which is not followed: "
                     f"put the file itself there, or name the folder that it lies in"
                 )
             return path
@@ -132,34 +142,13 @@ def check(path: Path, file: WeightFile) -> None:
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         raise TensorFileError(f"{path} has {size} bytes instead of {file.size}; {remedy}")
-    expected = file.sha256 or _published_sha256(path, file)
-    if expected and (found := _sha256(path)) != expected:
+    top = path.parents[len(Path(file.name).parts) - 1]
+    expected = file.sha256 or published_sha256(path, top)
+    if expected and (found := sha256_of(path)) != expected:
         raise TensorFileError(
             f"{path} is damaged or another file: its SHA-256 is {found}, published is {expected}; "
             f"{remedy}"
         )
-
-
-def _published_sha256(path: Path, file: WeightFile) -> str | None:
-    """The SHA-256 that the hub told when the file was downloaded; it does so for large files."""
-    blob = path.resolve().name
-    if _SHA256.fullmatch(blob):
-        return blob
-    top = path.parents[len(Path(file.name).parts) - 1]
-    record = top / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
-    if record.is_file():  # commit, ETag and time, a line each
-        etag = record.read_text(encoding="utf-8").splitlines()[1:2]
-        if etag and _SHA256.fullmatch(etag[0]):
-            return etag[0]
-    return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _hub() -> Any:

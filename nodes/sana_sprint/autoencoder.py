@@ -15,11 +15,12 @@ from .diffusers_library import diffusers, from_folder
 DTYPES = [torch.bfloat16, torch.float32]  # float16 is not among those DC-AE was published in
 
 
-def load(folder: Path, dtype: torch.dtype | None) -> "SanaVAE":
-    """The VAE of a SANA-Sprint folder; dtype None picks one for the device."""
+def load(folder: Path, dtype: torch.dtype | None, variant: str | None = None) -> "SanaVAE":
+    """The VAE of a SANA-Sprint folder; dtype None picks one for the device, variant None the
+    weights without one."""
     dtype = dtype or management.vae_dtype(management.vae_device(), DTYPES)
     autoencoder = diffusers().AutoencoderDC.from_pretrained(
-        folder, subfolder="vae", **from_folder(dtype)
+        folder, subfolder="vae", **from_folder(dtype, variant)
     )
     return SanaVAE(autoencoder, dtype)
 

@@ -28,10 +28,11 @@ def diffusers() -> ModuleType:
     return library
 
 
-def from_folder(dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: weights in `dtype`, of .safetensors files, nothing from the
-    network."""
+def from_folder(dtype: torch.dtype, variant: str | None) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: weights in `dtype`, of .safetensors files of this variant,
+    nothing from the network."""
     major, minor = diffusers().__version__.split(".")[:2]
     renamed = (int(major), int(minor)) >= (0, 40)
     name = "dtype" if renamed else "torch_dtype"
-    return {name: dtype, "local_files_only": True, "use_safetensors": True}
+    common = {"local_files_only": True, "use_safetensors": True}
+    return {name: dtype, "variant": variant, **common}

@@ -6,8 +6,8 @@ import comfy.model_management as management
 import torch
 from comfy_api.latest import io
 
-from ...hypernoise_core.library_folder import check_pipeline, check_safetensors
-from .. import model_folders
+from ...hypernoise_core.library_folder import check_pipeline, safetensors_variant
+from .. import model_folders, widgets
 from . import autoencoder, network, published, text_encoder
 from .diffusers_library import diffusers
 
@@ -72,22 +72,19 @@ class LoadSanaSprint(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(
-        cls, folder: str, instruction: bool, precision: str, download: bool = False
-    ) -> str:
-        path = model_folders.sana_sprint_folders().get(folder)
-        files = model_folders.fingerprint(path) if path else "missing"
-        return f"{files}|{instruction}|{precision}"
+    def fingerprint_inputs(cls, folder: str | None, **others: object) -> str:
+        return model_folders.fingerprint_of(model_folders.sana_sprint_folders(), folder)
 
     @classmethod
     def execute(
         cls, folder: str, instruction: bool, precision: str, download: bool = False
     ) -> io.NodeOutput:
+        widgets.check(cls, instruction=instruction, precision=precision, download=download)
         path, dtype = _path(folder, download), PRECISIONS[precision]
-        _check(path)
-        vae = autoencoder.load(path, dtype)
-        model = network.load(path, dtype, vae)
-        clip = text_encoder.load(path, dtype, instruction)
+        variants = _check(path)
+        vae = autoencoder.load(path, dtype, variants["vae"])
+        model = network.load(path, dtype, vae, variants["transformer"])
+        clip = text_encoder.load(path, dtype, instruction, variants["text_encoder"])
         return io.NodeOutput(model, clip, vae)
 
 
@@ -131,6 +128,9 @@ class EmptySanaLatent(io.ComfyNode):
     def execute(
         cls, width: int, height: int, batch_size: int, resolution_bin: bool = False
     ) -> io.NodeOutput:
+        widgets.check(
+            cls, width=width, height=height, batch_size=batch_size, resolution_bin=resolution_bin
+        )
         if resolution_bin:
             width, height = nearest_trained_size(width, height)
         samples = torch.zeros(
@@ -168,25 +168,27 @@ def _path(folder: str, download: bool) -> Path:
         ValueError: it is not on this machine.
     """
     known = model_folders.sana_sprint_folders()
-    if folder not in known and folder in published.REPOSITORIES:
+    is_published = isinstance(folder, str) and folder in published.REPOSITORIES
+    if is_published and folder not in known:
         if download:
             return published.download(folder)
         raise ValueError(
-            f"'{folder}' is not in models/{model_folders.SANA_SPRINT}. Switch on download in Load "
-            f"SANA-Sprint to get it from Hugging Face, or put the folder of the repository "
+            f"folder '{folder}' is not in models/{model_folders.SANA_SPRINT}. Switch on download "
+            f"in Load SANA-Sprint to get it from Hugging Face, or put the folder of the repository "
             f"{published.REPOSITORIES[folder]} there under this name."
         )
     return model_folders.find(known, folder, model_folders.SANA_SPRINT)
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path) -> dict[str, str | None]:
     """Makes sure that diffusers and transformers read tensors and JSON of this folder alone.
+
+    Returns:
+        The variant of the weights that each part has.
 
     Raises:
         ValueError: names the file, and what it asks for.
     """
     model_folders.check_links(folder, model_folders.SANA_SPRINT)
     check_pipeline(folder, PARTS)
-    for part in PARTS:
-        if part != "tokenizer":
-            check_safetensors(folder / part)
+    return {part: safetensors_variant(folder / part) for part in PARTS if part != "tokenizer"}

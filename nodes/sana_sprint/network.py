@@ -26,14 +26,19 @@ DOWNSCALE = 32  # image pixels for one latent pixel there
 GUIDANCE = 4.5  # the value the published models were distilled at
 
 
-def load(folder: Path, dtype: torch.dtype | None, vae: comfy.sd.VAE) -> WholeModelPatcher:
-    """The MODEL of a SANA-Sprint folder; dtype None picks one for the device.
+def load(
+    folder: Path, dtype: torch.dtype | None, vae: comfy.sd.VAE, variant: str | None = None
+) -> WholeModelPatcher:
+    """The MODEL of a SANA-Sprint folder; dtype None picks one for the device, variant None the
+    weights without one.
 
     The latents' scale and size come from the folder's `vae`.
     """
     device = management.get_torch_device()
     dtype = dtype or choose_dtype(device)
-    network = network_class().from_pretrained(folder, subfolder="transformer", **from_folder(dtype))
+    network = network_class().from_pretrained(
+        folder, subfolder="transformer", **from_folder(dtype, variant)
+    )
     latent_format = SanaLatent(
         channels=network.config.in_channels,
         downscale=vae.downscale_ratio,
@@ -76,8 +81,30 @@ class SanaConfig(comfy.supported_models_base.BASE):
         self.latent_format = latent_format
 
 
-class SanaSprint(comfy.model_base.BaseModel):
+class _KnownByName(type):
+    """The type of a model of which ComfyUI's tables for LoRAs are to know a layer by more names.
+
+    `comfy.lora.model_lora_keys_unet` has a list of names for each class of model, and asks with
+    isinstance. Here the classes in `named_like` are bases whose names apply, but which no attribute
+    is taken from: they come last in the method resolution order.
+    """
+
+    named_like: tuple[type, ...]
+
+    def mro(cls) -> list[type]:
+        return [*super().mro(), *cls.__dict__.get("named_like", ())]
+
+
+class SanaSprint(comfy.model_base.BaseModel, metaclass=_KnownByName):
     """ComfyUI's view of the network: sampling, latent format, conditioning."""
+
+    # A layer is called transformer.LAYER by diffusers, LAYER by others, base_model.model.LAYER by
+    # peft; diffusion_model.LAYER and lora_unet_LAYER hold for every model.
+    named_like = (
+        comfy.model_base.HiDream,
+        comfy.model_base.GenmoMochi,
+        comfy.model_base.HunyuanDiT,
+    )
 
     def __init__(self, config: SanaConfig, network: torch.nn.Module) -> None:
         super().__init__(config, comfy.model_base.ModelType.FLOW)

@@ -5,6 +5,8 @@ import math
 import torch
 from comfy_api.latest import io
 
+from .. import widgets
+
 MAX_TIMESTEP = 1.57080  # the pipeline's default, pi / 2 up to rounding
 INTERMEDIATE_TIMESTEP = 1.3  # of two steps, also the pipeline's default
 
@@ -55,6 +57,12 @@ class SanaSprintSigmas(io.ComfyNode):
     def execute(
         cls, steps: int, max_timestep: float, intermediate_timestep: float
     ) -> io.NodeOutput:
+        widgets.check(
+            cls,
+            steps=steps,
+            max_timestep=max_timestep,
+            intermediate_timestep=intermediate_timestep,
+        )
         return io.NodeOutput(sigmas(steps, max_timestep, intermediate_timestep))
 
 

@@ -20,11 +20,14 @@ from .diffusers_library import diffusers, from_folder
 TOKENS = "sana_sprint"
 
 
-def load(folder: Path, dtype: torch.dtype | None, instruction: bool) -> comfy.sd.CLIP:
+def load(
+    folder: Path, dtype: torch.dtype | None, instruction: bool, variant: str | None = None
+) -> comfy.sd.CLIP:
     """The CLIP of a SANA-Sprint folder; dtype None picks one for the device.
 
     Args:
         instruction: put the pipeline's instruction to the language model before each prompt.
+        variant: of the weights; None: those without one.
     """
     device = management.text_encoder_device()
     if dtype is None:
@@ -35,7 +38,7 @@ def load(folder: Path, dtype: torch.dtype | None, instruction: bool) -> comfy.sd
         transformer=None,
         vae=None,
         scheduler=None,
-        **from_folder(dtype),
+        **from_folder(dtype, variant),
     )
     encoder = SanaTextEncoder(pipeline, instruction)
     clip = comfy.sd.CLIP(no_init=True)

@@ -57,6 +57,14 @@ def test_the_same_adapter_always_gives_the_same_bytes(tiny, tmp_path):
     assert len({file.read_bytes() for file in files}) == 1
 
 
+def test_a_configuration_that_was_saved_with_a_byte_order_mark_is_read(tiny, tmp_path):
+    f = tiny.hypernetwork()
+    folder = write_folder(tmp_path / "folder", tensors_of(f))
+    config = folder / "adapter_config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes().replace(b", ", b",\r\n"))
+    assert_same(load_adapter(folder), f)
+
+
 @pytest.mark.parametrize("name", ["f.safetensors", "folder"])
 def test_saving_and_loading_is_identity(tiny, tmp_path, name):
     f = tiny.hypernetwork()
@@ -89,7 +97,18 @@ def test_the_header_tells_what_the_weights_do_not(tiny_sana, tmp_path):
     assert header["format_version"] == "1"
 
 
-PREFIXES = ["", "transformer.", "unet.", "base_model.model.", "base_model.model.transformer."]
+PREFIXES = [
+    "",
+    "transformer.",
+    "unet.",
+    "base_model.model.",
+    "base_model.model.transformer.",
+    "diffusion_model.",
+    "module.",
+    "base_model.model._orig_mod.",
+    "_orig_mod.module.base_model.model.",
+    "module._fsdp_wrapped_module.transformer.",
+]
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -103,6 +122,49 @@ def test_every_prefix_and_adapter_name_is_read(tiny_sana, tmp_path, prefix, adap
     assert loaded.family.name == "sana_sprint"
     assert_same(load_adapter(folder / weights), f)
     assert read_metadata(folder) is None
+
+
+def test_wrappers_anywhere_in_a_name_are_passed_over(tiny_sana, tmp_path):
+    """As FSDP and compiled blocks write them."""
+
+    def wrapped(key: str) -> str:
+        key = key.replace("blocks.0.", "blocks.0._orig_mod._fsdp_wrapped_module.")
+        key = key.replace(".lora_", "._checkpoint_wrapped_module.lora_")
+        return key.replace(".weight", "._fsdp_wrapped_module.weight")
+
+    f = tiny_sana.hypernetwork()
+    tensors = tensors_of(f, "_fsdp_wrapped_module.base_model.model._orig_mod.", "default")
+    tensors = {wrapped(key): tensor for key, tensor in tensors.items()}
+    assert_same(load_adapter(write_folder(tmp_path / "f", tensors)), f)
+
+
+KOHYA, BLACK_FOREST, STABILITY = "kohya's", "Black Forest Labs'", "Stability AI's"
+
+
+@pytest.mark.parametrize(
+    ("key", "whose"),
+    [
+        ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_{}.weight", KOHYA),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{}.weight", KOHYA),
+        ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_{}", KOHYA),
+        ("lycoris_transformer_blocks_0_attn_to_q.lokr_w1_{}", KOHYA),
+        ("diffusion_model.double_blocks.0.img_attn.qkv.lora_{}.weight", BLACK_FOREST),
+        ("diffusion_model.img_in.lora_{}.weight", BLACK_FOREST),
+        ("diffusion_model.input_blocks.1.1.proj_in.lora_{}.weight", STABILITY),
+    ],
+)
+def test_names_of_others_are_named_for_what_they_are(tmp_path, key, whose):
+    path = tmp_path / "other.safetensors"
+    save_file({key.format(part): torch.ones(4, 4) for part in ("down", "up")}, path)
+    with pytest.raises(AdapterError, match=f"names are {whose}.*Load LoRA"):
+        load_adapter(path, alpha=4)
+
+
+def test_layers_of_no_family_are_answered_with_the_known_ones(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({f"blocks.0.q.lora_{x}.weight": torch.ones(4, 4) for x in ("A", "B")}, path)
+    with pytest.raises(AdapterError, match=r"\(SANA-Sprint, FLUX, SD-Turbo\) has .* blocks.0.q$"):
+        load_adapter(path, alpha=4)
 
 
 def test_the_family_is_told_by_the_layers(tiny, tmp_path):
@@ -138,6 +200,19 @@ def test_rank_and_alpha_patterns_follow_pefts_rules(tiny_sana, tmp_path):
     assert branches["transformer_blocks.0.attn1.to_q"].scale == 3 / 4
     assert branches["transformer_blocks.1.attn1.to_q"].scale == 3 / 4  # the first match counts
     assert branches["transformer_blocks.1.attn1.to_k"].scale == 5 / 4
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model._orig_mod.", "module.transformer."])
+@pytest.mark.parametrize("anchor", ["", "^"])
+def test_patterns_may_be_for_the_names_of_the_file(tiny_sana, tmp_path, prefix, anchor):
+    written = prefix.removeprefix("base_model.model.")
+    alphas = {f"{anchor}{written}proj_out": 2, "^patch_embed": 3}
+    tensors = tensors_of(tiny_sana.hypernetwork(), prefix)
+    config = CONFIG | {"alpha_pattern": alphas | {f"{anchor}{written}patch_embed.proj": 5}}
+    branches = load_adapter(write_folder(tmp_path / "f", tensors, config)).branches
+    assert branches["proj_out"].alpha == 2
+    assert branches["patch_embed.proj"].alpha == 5
+    assert branches["transformer_blocks.0.attn1.to_q"].alpha == 8
 
 
 def test_rslora_divides_by_the_root_of_the_rank(tiny_sana, tmp_path):
@@ -177,13 +252,31 @@ def test_a_foreign_file_without_alpha_is_refused_until_it_is_given(tiny_sana, tm
     f = tiny_sana.hypernetwork()
     path = tmp_path / "foreign.safetensors"
     save_file(tensors_of(f, "transformer."), path)
-    with pytest.raises(AdapterError, match="put its adapter_config.json into .* or give alpha"):
+    with pytest.raises(
+        AdapterError, match=r"rank 4; .*adapter_config.json beside it.*export .*--alpha"
+    ):
         load_adapter(path)
     assert_same(load_adapter(path, alpha=8), f)
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     assert_same(load_adapter(path), f)
-    with pytest.raises(AdapterError, match="leave it out"):
+    with pytest.raises(AdapterError, match="alpha 3 was given, but the file says 8: leave it out"):
         load_adapter(path, alpha=3)
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, float("nan"), float("inf")])
+def test_an_alpha_that_is_no_positive_number_is_refused(tiny_sana, tmp_path, alpha):
+    path = tmp_path / "foreign.safetensors"
+    save_file(tensors_of(tiny_sana.hypernetwork()), path)
+    with pytest.raises(AdapterError, match="alpha must be a positive number"):
+        load_adapter(path, alpha=alpha)
+
+
+def test_the_given_alpha_is_for_the_layers_that_do_not_tell_theirs(tiny_sana, tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file(tensors_of(tiny_sana.hypernetwork()) | {"proj_out.alpha": torch.tensor(2.0)}, path)
+    branches = load_adapter(path, alpha=8).branches
+    assert branches["proj_out"].alpha == 2
+    assert {b.alpha for name, b in branches.items() if name != "proj_out"} == {8}
 
 
 def test_a_folder_without_configuration_needs_alpha(tiny_sana, tmp_path):
@@ -275,6 +368,83 @@ def test_a_pickle_that_would_run_code_is_refused(tiny_sana, tmp_path):
         with pytest.raises(AdapterError, match="can run code"):
             load_adapter(tmp_path)
         assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_8_bit_floats_are_read_exactly_as_float16(tiny_sana, tmp_path, dtype):
+    values = torch.arange(256, dtype=torch.uint8).view(dtype)
+    exact = [v for v in values.float().tolist() if torch.tensor(v).isfinite()]
+    assert len(exact) > 240
+    f = tiny_sana.hypernetwork(rank=16)
+    branch = f.branches["transformer_blocks.0.attn1.to_q"]
+    with torch.no_grad():
+        branch.down.view(-1)[: len(exact)] = torch.tensor(exact)
+    tensors = {key: tensor.to(dtype) for key, tensor in tensors_of(f).items()}
+    loaded = load_adapter(write_folder(tmp_path / "f", tensors, CONFIG | {"r": 16}))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float16}
+    read = loaded.branches["transformer_blocks.0.attn1.to_q"].down.detach()
+    assert read.view(-1)[: len(exact)].tolist() == exact
+    for name, branch in loaded.branches.items():
+        assert torch.equal(branch.up.float(), tensors[f"{name}.lora_B.weight"].float())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.uint16, "of a dtype that is not read.*convert it to float16"),
+        (torch.float8_e5m2, "8-bit floats: write it as .safetensors, or convert it to"),
+    ],
+)
+def test_a_dtype_that_is_not_read_from_a_bin_is_not_called_damage(tmp_path, dtype, message):
+    tensors = {f"proj_out.lora_{x}.weight": torch.ones(4, 4).to(dtype) for x in ("A", "B")}
+    write_folder(tmp_path, tensors, config=None, weights="f.bin")
+    with pytest.raises(AdapterError, match=message) as caught:
+        load_adapter(tmp_path / "f.bin")
+    assert "f.bin" in str(caught.value) and "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "weights", ["pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"]
+)
+def test_a_folder_of_diffusers_without_metadata_lacks_nothing_but_alpha(
+    tiny_sana, tmp_path, weights
+):
+    f = tiny_sana.hypernetwork()
+    folder = write_folder(tmp_path / "f", tensors_of(f, "transformer."), None, weights)
+    with pytest.raises(AdapterError, match=f"{weights} does not tell its LoRA alpha"):
+        load_adapter(folder)
+    assert_same(load_adapter(folder, alpha=8), f)
+
+
+def test_pefts_file_of_a_folder_goes_before_diffusers(tiny_sana, tmp_path):
+    f = tiny_sana.hypernetwork()
+    folder = write_folder(tmp_path / "f", tensors_of(f))
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(b"another")
+    assert_same(load_adapter(folder), f)
+
+
+@pytest.mark.parametrize(
+    "place", ["f.safetensors", "hyper/adapter_model.safetensors", "a/b/adapter_model.bin"]
+)
+def test_a_folder_without_weights_points_to_those_below(tiny_sana, tmp_path, place):
+    path = tmp_path / "given" / place
+    path.parent.mkdir(parents=True)
+    write_folder(path.parent, tensors_of(tiny_sana.hypernetwork()), weights=path.name)
+    with pytest.raises(AdapterError, match=f"given holds none of .*, but {place}: name the file"):
+        load_adapter(tmp_path / "given")
+    load_adapter(path)
+
+
+@pytest.mark.parametrize("name", ["F.SAFETENSORS", "F.Bin"])
+def test_the_ending_of_a_file_may_be_in_large_letters(tiny_sana, tmp_path, name):
+    f = tiny_sana.hypernetwork()
+    if name == "F.Bin":
+        write_folder(tmp_path, tensors_of(f), weights="f.bin")
+        (tmp_path / "f.bin").rename(tmp_path / name)
+    else:
+        save_adapter(f, tmp_path / name)
+        assert (tmp_path / name).is_file()
+    assert_same(load_adapter(tmp_path / name), f)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
+from hypernoise.hypernoise_core.adapter import AdapterError, load_adapter, save_adapter
 
 peft = pytest.importorskip("peft")
 
@@ -78,6 +78,27 @@ def test_a_peft_folder_computes_the_same_here(tiny, tmp_path, use_rslora):
     assert_computes(model.base_model.model, tiny, delta_of(f, tiny))
 
 
+def test_an_adapter_trained_on_a_compiled_network_opens_here(tiny, tmp_path):
+    """The wrapper is a part of all names in the file, and may be of those in the configuration."""
+    torch.manual_seed(0)
+    network = network_without_last_base(tiny)
+    config = config_for_peft()
+    config.alpha_pattern = {"to_q": 3, "^_orig_mod." + tiny.family.last_layer: 2}
+    model = peft.get_peft_model(torch.compile(network), config)
+    model.save_pretrained(tmp_path)
+    f = load_adapter(tmp_path)
+    assert f.branches[tiny.family.last_layer].alpha == 2
+    assert_computes(network, tiny, delta_of(f, tiny))
+
+
+def test_an_adapter_of_another_name_is_pointed_to_in_the_folder_that_peft_wrote(tiny, tmp_path):
+    model = peft.get_peft_model(network_without_last_base(tiny), config_for_peft(), "hyper")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="but hyper/adapter_model.safetensors: name the file"):
+        load_adapter(tmp_path)
+    assert_computes(model.base_model.model, tiny, delta_of(load_adapter(tmp_path / "hyper"), tiny))
+
+
 def test_pefts_grouped_factors_on_depthwise_convolutions(tiny_sana, tmp_path):
     torch.manual_seed(0)
     config = peft.LoraConfig(
@@ -102,3 +123,16 @@ def test_an_adapter_saved_by_diffusers_opens_here(tiny, tmp_path):
     network.save_lora_adapter(tmp_path, adapter_name="hypernoise_adapter")
     (path,) = tmp_path.glob("*.safetensors")
     assert_computes(network, tiny, delta_of(load_adapter(path), tiny))
+    assert_computes(network, tiny, delta_of(load_adapter(tmp_path), tiny))
+
+
+def test_the_folder_in_which_a_pipeline_of_diffusers_saves_loras_opens_here(tiny, tmp_path):
+    torch.manual_seed(0)
+    network, name = network_without_last_base(tiny), tiny.family.network_attribute
+    model = peft.get_peft_model(network, config_for_peft())
+    tiny.pipeline.save_lora_weights(
+        tmp_path,
+        **{f"{name}_lora_layers": peft.get_peft_model_state_dict(model)},
+        **{f"{name}_lora_adapter_metadata": model.peft_config["default"].to_dict()},
+    )
+    assert_computes(network, tiny, delta_of(load_adapter(tmp_path), tiny))

@@ -83,6 +83,11 @@ def test_what_is_no_flag_of_rewards_is_left_for_the_other_settings():
     assert config.lr == 1e-3
 
 
+def test_a_file_that_was_saved_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbfbatch_size = 3\r\nlr = 0.5\r\n")
+    assert read_config(str(tmp_path / "mine.toml")) == {"batch_size": 3, "lr": 0.5}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.generate import generate
 from hypernoise.training import cli, versions
 from hypernoise.training.command_line import bind, parameters_of
@@ -155,7 +156,10 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
         (["generate", "--steps", "x"], "--steps: must be of type int, not 'x'"),
         (["generate", "--height", "x"], "--height: must be of type int, not 'x'"),
         (["train", "--lr", "fast"], "--lr: must be of type float, not 'fast'"),
-        (["train", "--hps_weighting", "much"], "--hps_weighting: invalid float value: 'much'"),
+        (
+            ["train", "--hps_weighting", "much"],
+            "--hps_weighting/--hps-weighting: invalid float value",
+        ),
         (["train", "--optim", "foo"], "--optim: must be one of sgd, adam, adamw, lbfgs, not 'foo'"),
         (["evaluate", "--layout", "foo"], "--layout: must be one of geneval,"),
         (["evaluate", "--seeds", "0"], "seeds must be at least 1, not 0"),
@@ -311,6 +315,34 @@ def test_export_writes_a_smaller_file_and_prints_the_error(tmp_path):
     assert out.stat().st_size < EMBEDDED_ADAPTER.stat().st_size / 3
     facts = json.loads(run("info", str(out)).stdout)
     assert (facts["kind"], facts["rank"]) == ("noise hypernetwork", 4)
+
+
+def test_an_adapter_without_alpha_is_usable_in_each_command_that_takes_it(
+    tmp_path, monkeypatch, capsys
+):
+    adapter = load_adapter(EMBEDDED_ADAPTER)
+    source, told = tmp_path / "silent.safetensors", tmp_path / "told.safetensors"
+    save_adapter(adapter, source)
+    save_file(load_file(source), source)  # without the header
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["hypernoise", *arguments])
+        cli.main()
+        return capsys.readouterr().out
+
+    with pytest.raises(SystemExit):
+        call("info", str(source))
+    assert "hypernoise export ADAPTER OUT.safetensors --alpha ALPHA" in capsys.readouterr().err
+    alpha = ["--alpha", str(adapter.metadata.alpha)]
+    call("export", str(source), str(told), "--dtype", "float32", *alpha)
+    for facts in (call("info", str(source), *alpha), call("info", str(told))):
+        assert json.loads(facts)["alpha"] == adapter.metadata.alpha
+    images = {}
+    for name, options in (("silent", [str(source), *alpha]), ("told", [str(told)])):
+        out = tmp_path / name
+        call("generate", "--prompts", "a red circle", "--out", str(out), "--adapter", *options)
+        images[name] = (out / "000_hypernoise.png").read_bytes()
+    assert images["silent"] == images["told"] != (out / "000_base.png").read_bytes()
 
 
 def test_a_folder_that_is_no_pipeline_is_named(tmp_path):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ import torch
 import torchvision
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
@@ -40,7 +42,7 @@ from hypernoise.training.evaluation.layouts import write_layout
 from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.evaluation.suite import noise_seed
 from hypernoise.training.inference import EMBEDDED_ADAPTER
-from hypernoise.training.pipelines import load_pipeline
+from hypernoise.training.pipelines import ASSETS, load_pipeline
 
 PROMPTS = ["a red circle", "two blue squares", "a white triangle above a green square"]
 
@@ -693,6 +695,69 @@ def test_a_layout_goes_on_where_it_was_and_refuses_other_settings(checkouts, tmp
             assert torch.allclose(pixels(folder / name), pixels(whole / name), atol=0.01)
     with pytest.raises(ValueError, match="other settings"):
         images_of(checkouts, "geneval", tmp_path / "cut", precision="bfloat16")
+
+
+def change_weights(model: Path) -> None:
+    """In place, as a download of another version does it."""
+    file = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = {name: t * 1.1 if t.ndim == 2 else t for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of tiny-sprint."""
+    return Path(shutil.copytree(ASSETS / "tiny-sprint", tmp_path / "model"))
+
+
+def test_a_layout_s_images_of_other_weights_or_prompts_are_not_gone_on_with(model, tmp_path):
+    file = tmp_path / "checkout" / "prompts" / "evaluation_metadata.jsonl"
+    file.parent.mkdir(parents=True)
+    lines = [{"prompt": "a red circle", "tag": "x"}, {"prompt": "a blue square", "tag": "x"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    checkouts, settings = {"geneval": tmp_path / "checkout"}, {"model": str(model), "seeds": 1}
+    images_of(checkouts, "geneval", tmp_path / "out", **settings)
+    images_of(checkouts, "geneval", tmp_path / "out", **settings)
+    lines[1]["tag"] = "y"  # part of what is written beside the images
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match="other settings"):
+        images_of(checkouts, "geneval", tmp_path / "out", **settings)
+    images_of(checkouts, "geneval", tmp_path / "second", **settings)
+    change_weights(model)
+    with pytest.raises(ValueError, match="other settings"):
+        images_of(checkouts, "geneval", tmp_path / "second", **settings)
+
+
+def test_an_evaluation_s_cells_of_other_weights_are_not_taken_over(model, tmp_path):
+    config = EvaluationConfig(
+        model=str(model), task=str(tmp_path / "prompts.txt"), adapter=(EMBEDDED_ADAPTER,),
+        rewards="redness", precision="float32", image_size=64, methods=("base",), steps=(1,),
+        seeds=1, kl_noises=0, cache_dir=tmp_path / "cache", out=tmp_path / "out",
+    )  # fmt: skip
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    evaluate(config)
+    copy = shutil.copytree(model, tmp_path / "copy")
+    evaluate(replace(config, model=str(copy)))  # the same content: nothing is done again
+    change_weights(model)
+    with pytest.raises(ValueError, match="another evaluation: model_content was .* and is"):
+        evaluate(config)
+
+
+def test_geneval_s_lines_end_where_lines_end(tmp_path):
+    file = tmp_path / "prompts" / "evaluation_metadata.jsonl"
+    file.parent.mkdir()
+    file.write_bytes('\ufeff{"prompt": "a\u2028b"}\r\n\r\n{"prompt": "c"}\r\n'.encode())
+    items = layouts.geneval(tmp_path, 1)
+    assert [item.prompt for item in items] == ["a\u2028b", "c"]
+    assert items[0].texts == {"00000/metadata.jsonl": '{"prompt": "a\u2028b"}\n'}
+    for text, message in (
+        ('{"prompt": "a"}\n{"prompt": " \u200b"}\n', "line 2: the prompt is empty"),
+        ('{"prompt": "a"}\n{"tag": "b"}\n', "line 2: this is no object with a prompt"),
+        ('{"prompt": "a"}\n["b"]\n', "line 2: this is no object with a prompt"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            layouts.geneval(tmp_path, 1)
 
 
 def test_t2i_compbench_gets_the_prompt_in_the_name_and_a_running_number(checkouts, tmp_path):

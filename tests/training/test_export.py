@@ -203,6 +203,13 @@ def test_a_lora_on_the_generator_is_exported_as_one(tiny, tmp_path):
         assert lost == pytest.approx(error, rel=1e-4, abs=1e-5)
 
 
+def test_alpha_is_refused_for_a_lora_whose_weights_hold_the_scale(tiny_sana, tmp_path):
+    lora = GeneratorLora.initialise(tiny_sana.network, tiny_sana.family, rank=2, alpha=5)
+    source = save_generator_lora(lora, tmp_path / "lora.safetensors")
+    with pytest.raises(AdapterError, match="holds its scale in B, but alpha was given"):
+        export_adapter(source, tmp_path / "small.safetensors", alpha=5)
+
+
 @pytest.mark.parametrize("rank", [0, -1, OWN_RANK + 1])
 def test_a_rank_that_cannot_be_is_refused(tiny_sana, tmp_path, rank):
     source = save_adapter(tiny_sana.hypernetwork(OWN_RANK), tmp_path / "f.safetensors")

@@ -1,7 +1,6 @@
 """Encoded prompts on disk: what comes back, crashes, several processes, damage, freed memory."""
 
 import json
-import os
 import subprocess
 import sys
 import weakref
@@ -27,10 +26,10 @@ from hypernoise.training.feature_store import (
     FeatureStore,
     drop_text_encoders,
     embed_prompts,
-    model_key,
+    features_key,
     precompute_text_features,
 )
-from hypernoise.training.pipelines import ASSETS, load_pipeline
+from hypernoise.training.pipelines import load_pipeline
 
 PROMPTS = [
     "a red circle",
@@ -313,66 +312,16 @@ def test_dropped_text_encoders_leave_the_memory_and_the_rest_works():
     assert torch.equal(before, after)
 
 
-def copy_of_tiny_sprint(folder: Path) -> Path:
-    for part in ("text_encoder", "tokenizer", "transformer"):
-        for file in (ASSETS / "tiny-sprint" / part).iterdir():
-            target = folder / part / file.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(file.read_bytes())
-            os.utime(target, ns=(10**18, 10**18))
-    return folder
-
-
-def test_the_key_tells_text_encoders_and_options_apart(tmp_path):
-    folder = copy_of_tiny_sprint(tmp_path / "a")
-    key = model_key(folder, PARTS, {"dtype": "float32", "max_sequence_length": 300})
-    assert key == model_key(folder, PARTS, {"max_sequence_length": 300, "dtype": "float32"})
-    elsewhere = copy_of_tiny_sprint(tmp_path / "b")
+def test_the_key_tells_encoders_and_options_apart():
     options = {"dtype": "float32", "max_sequence_length": 300}
-    assert key == model_key(str(elsewhere), ("text_encoder", "tokenizer"), options)
-    os.utime(elsewhere / "transformer" / "config.json")
-    assert key == model_key(elsewhere, PARTS, options)
-    keys = {
-        key,
-        model_key(folder, PARTS, options | {"dtype": "bfloat16"}),
-        model_key(folder, PARTS, options | {"max_sequence_length": 16}),
-        model_key(folder, ("text_encoder",), options),
-    }
-    os.utime(elsewhere / "text_encoder" / "model.safetensors")
-    keys.add(model_key(elsewhere, PARTS, options))
-    (elsewhere / "tokenizer" / "tokenizer_config.json").unlink()
-    keys.add(model_key(elsewhere, PARTS, options))
-    assert len(keys) == 6
-    with pytest.raises(FileNotFoundError, match=r"no file of text_encoder\* or tokenizer\* in"):
-        model_key(tmp_path, PARTS, options)
-
-
-def test_the_key_knows_the_hugging_face_cache_s_blobs(tmp_path):
-    """There a file's content decides, not when it was downloaded."""
-
-    def snapshot(name: str, blob: str) -> Path:
-        target = tmp_path / name / "blobs" / blob
-        link = tmp_path / name / "snapshots" / "c0ffee" / "text_encoder" / "model.safetensors"
-        for path in (target, link):
-            path.parent.mkdir(parents=True)
-        target.write_bytes(b"weights")
-        link.symlink_to(target)
-        return link.parents[1]
-
-    first = snapshot("first", "ab" * 32)
-    key = model_key(first, PARTS, {})
-    os.utime(first / "text_encoder" / "model.safetensors", ns=(5, 5))
-    assert model_key(first, PARTS, {}) == key
-    assert model_key(snapshot("second", "ab" * 32), PARTS, {}) == key
-    assert model_key(snapshot("third", "cd" * 32), PARTS, {}) != key
-    link = first / "text_encoder" / "model.safetensors"
-    named = tmp_path / "gemma.safetensors"
-    named.write_bytes(b"weights")
-    link.unlink()
-    link.symlink_to(named)
-    before = model_key(first, PARTS, {})
-    os.utime(named, ns=(5, 5))
-    assert model_key(first, PARTS, {}) != before
+    key = features_key("a" * 16, options)
+    assert key == features_key("a" * 16, dict(reversed(options.items())))
+    others = [
+        features_key("b" * 16, options),
+        features_key("a" * 16, options | {"dtype": "bfloat16"}),
+        features_key("a" * 16, options | {"max_sequence_length": 16}),
+    ]
+    assert len({key, *others}) == 4
 
 
 # The rewards' text towers

@@ -1,5 +1,6 @@
 """Evaluation in training: pairs on the same noise, honest intervals, and the sign of hacking."""
 
+import math
 import random
 import subprocess
 import sys
@@ -215,6 +216,23 @@ def test_prompts_of_any_text_can_be_shown(held_out, adapter, tmp_path):
     rows = {name: images[:4] for name, images in evaluation.rows.items()}
     (path,) = replace(evaluation, rows=rows).write_pictures(tmp_path, 1).values()
     assert path.is_file()
+
+
+def test_an_image_that_is_no_number_is_no_gain_and_no_error(adapter, monkeypatch):
+    held_out = make_held_out(4)
+    base = held_out.measure(adapter).gains
+    family, decode = type(held_out._family), type(held_out._family).decode
+
+    def decoded(self, pipeline, latents):
+        images = decode(self, pipeline, latents)
+        return images.index_fill(0, torch.tensor([0]), torch.nan)
+
+    monkeypatch.setattr(family, "decode", decoded)
+    gains = held_out.measure(adapter).gains
+    assert gains.keys() == base.keys() and "watched/checker" in gains
+    for name, gain in gains.items():
+        assert gain.base == base[name].base  # made before
+        assert math.isnan(gain.ours) and math.isnan(gain.mean) and math.isnan(gain.low)
 
 
 def test_an_evaluation_takes_a_seed_for_each_prompt(held_out):

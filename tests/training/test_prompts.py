@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import datasets
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -52,6 +51,10 @@ WRITERS = {
     "object.json": lambda path: write(path, json.dumps(dict(enumerate(MESSY)), indent=1)),
     "texts.jsonl": lambda path: write(path, as_lines(MESSY) + "\n"),
     "objects.jsonl": lambda path: write(path, as_lines([{"caption": p, "n": 1} for p in MESSY])),
+    "objects of objects.json": lambda path: write(
+        path, json.dumps({f"id{i}": {"category": "x", "prompt": p} for i, p in enumerate(MESSY)})
+    ),
+    "table.tsv": lambda path: write(path, "".join(f"{p.strip()}\t1\n" for p in ["prompt", *MESSY])),
     "table.csv": lambda path: write_csv(path, [["n", "prompt"], *([str(1), p] for p in MESSY)]),
     "table.parquet": lambda path: write_parquet(
         path, {"image": [b""] * (len(MESSY) + 1), "caption": [*MESSY, None]}
@@ -223,8 +226,7 @@ def test_published_prompts_need_data_dir(task):
         load_prompts(task)
 
 
-def test_a_folder_of_data_files_is_read_by_the_datasets_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_folder_of_data_files_is_read_as_a_data_set_of_the_hub(tmp_path):
     for split, prompts in (("train", MESSY), ("test", ["not for training"])):
         columns = {"image": [b"x"] * len(prompts), "caption": prompts}
         write_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet", columns)
@@ -235,8 +237,23 @@ def test_a_folder_of_data_files_is_read_by_the_datasets_library(tmp_path, monkey
     assert load_prompts(str(tmp_path / "lines"), column="words") == PROMPTS
 
 
-def test_a_damaged_data_set_is_told_with_the_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_folder_is_read_without_what_its_readme_asks_for_and_without_other_splits(tmp_path):
+    write(tmp_path / "README.md", "---\nconfigs: [{data_files: ../elsewhere.txt}]\n---\n")
+    write(tmp_path.parent / "elsewhere.txt", "from outside")
+    write(tmp_path / "a.txt", "\ufeffa fox\r\na cake\r\n")
+    write(tmp_path / "b" / "c.txt", "\ufeffa dog\n")
+    write(tmp_path / "test.txt", "not for training")
+    write(tmp_path / ".cache" / "d.txt", "hidden")
+    assert load_prompts(str(tmp_path)) == ["a fox", "a cake", "a dog"]
+    write(tmp_path / "e.csv", "prompt\na cat\n")
+    with pytest.raises(ValueError, match=r"no data set .* holds \.csv and \.txt files"):
+        load_prompts(str(tmp_path))
+    write(tmp_path / "only" / "validation.jsonl", '"x"')
+    with pytest.raises(ValueError, match="but those of other splits than train"):
+        load_prompts(str(tmp_path / "only"))
+
+
+def test_a_damaged_data_set_is_told_with_the_reason(tmp_path):
     write(tmp_path / "bad" / "a.jsonl", '{"prompt": "a"}\n{"prompt"')
     with pytest.raises(ValueError, match="no data set .*bad .*JSON"):
         load_prompts(str(tmp_path / "bad"))

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from hypernoise.hypernoise_core.adapter import load_adapter
+from hypernoise.training import run
 from hypernoise.training.checkpoints import Checkpoints
+from hypernoise.training.config import TrainingConfig
+from hypernoise.training.pipelines import ASSETS
 from hypernoise.training.tracking import read
 
 SETTINGS = {
@@ -158,6 +163,23 @@ def test_a_finished_run_is_not_overwritten(uninterrupted, folder):
 def test_other_settings_cannot_resume_a_run(uninterrupted, folder):
     result = train(folder, "--save_dir", "uninterrupted", "--resume", "--lr", "0.5")
     assert result.returncode == 2 and "lr was 0.001 and is 0.5" in result.stderr
+
+
+def test_a_run_goes_on_with_the_same_weights_wherever_they_lie_and_with_no_others(folder, tmp_path):
+    model = Path(shutil.copytree(ASSETS / "tiny-sprint", tmp_path / "model"))
+    settings = SETTINGS | {"model": str(model), "steps": 1, "log_every": 0, "tracker": "none"}
+    settings |= {"task": str(folder / "prompts.txt"), "cache_dir": folder / "cache"}
+    config = TrainingConfig(**settings, rewards={"redness": 1.0}, save_dir=tmp_path / "run")
+    run.start(config).train()
+    more = replace(config, steps=2)
+    for path in model.rglob("*.safetensors"):
+        os.utime(path)  # as a copy from another disk
+    run.start(more, resume=True).train()
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="other settings: model_content was .* and is"):
+        run.start(more, resume=True)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`hypernoise score`: folders of images, resumed, on several processes, with broken files."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import torch
 from PIL import Image
 
 from hypernoise.hypernoise_core.rewards import load_rewards
-from hypernoise.training.scoring import find_images, read_image, read_prompts, score_folder
+from hypernoise.training.image_files import find_images, read_image
+from hypernoise.training.scoring import read_prompts, score_folder
 
 COMMAND = "from hypernoise.training.cli import main; main()"
 REWARDS = ["--rewards", "tiny-preference,redness=2"]
-COLUMNS = ["image", "prompt", "tiny-preference", "redness", "total"]
+COLUMNS = ["image", "prompt", "tiny-preference", "redness", "total", "identity"]
+SCORER = {"precision": "float32"}
 
 
 def run(
@@ -74,12 +77,12 @@ def test_the_table_holds_each_reward_and_the_weighted_sum(images, prompts, tmp_p
     assert header == COLUMNS
     assert [row[0] for row in rows] == find_images(images)
     rewards = load_rewards({"tiny-preference": 1.0, "redness": 2.0})
-    wanted = read_prompts(prompts, find_images(images))
-    for name, prompt, *scores in rows:
+    wanted = read_prompts(prompts, images, find_images(images)).of_image
+    for name, prompt, *scores, _ in rows:
         assert prompt == wanted[name]
         expected = rewards.scores(read_image(images / name)[None], [prompt])
         expected["total"] = rewards.total(expected)
-        for column, score in zip(COLUMNS[2:], scores, strict=True):
+        for column, score in zip(COLUMNS[2:-1], scores, strict=True):
             assert float(score) == pytest.approx(expected[column].item(), rel=1e-4, abs=1e-5)
     assert [path.name for path in table.parent.iterdir()] == ["out.csv"]
 
@@ -94,7 +97,7 @@ def test_several_processes_write_the_same_table(images, prompts, tmp_path):
     assert result.stdout.count(str(two)) == 2  # each process says it
     rows = [read_table(path) for path in (one, two)]
     assert [row[:2] for row in rows[0]] == [row[:2] for row in rows[1]]
-    numbers = [np.array([row[2:] for row in table[1:]], float) for table in rows]
+    numbers = [np.array([row[2:-1] for row in table[1:]], float) for table in rows]
     np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-5)
 
 
@@ -122,16 +125,16 @@ def test_a_run_that_was_broken_off_goes_on_where_it_was(images, prompts, tmp_pat
     table, rewards = tmp_path / "out.csv", load_rewards({"redness": 1.0})
     first, second, third = Rewards(rewards, stop_after=4), Rewards(rewards), Rewards(rewards)
     with pytest.raises(Interrupted):
-        score_folder(images, prompts, first, table, 2)
+        score_folder(images, prompts, first, table, 2, SCORER)
     assert not table.exists() and first.scored == 4
     part = tmp_path / "out.csv.part0"
     part.write_bytes(part.read_bytes() + b"5.png,half a li")  # what a crash leaves
-    score_folder(images, prompts, second, table, 2)
+    score_folder(images, prompts, second, table, 2, SCORER)
     assert second.scored == 3 and not part.exists()
-    score_folder(images, prompts, third, table, 2)
+    score_folder(images, prompts, third, table, 2, SCORER)
     assert third.scored == 0
     whole = tmp_path / "whole.csv"
-    score_folder(images, prompts, rewards, whole, 2)
+    score_folder(images, prompts, rewards, whole, 2, SCORER)
     assert table.read_text() == whole.read_text()
 
 
@@ -139,17 +142,119 @@ def test_new_images_and_changed_prompts_are_scored_and_gone_ones_left_out(
     images, prompts, tmp_path
 ):
     table, rewards = tmp_path / "out.csv", load_rewards({"redness": 1.0})
-    score_folder(images, prompts, rewards, table, 4)
-    texts = read_prompts(prompts, find_images(images))
+    score_folder(images, prompts, rewards, table, 4, SCORER)
+    texts = read_prompts(prompts, images, find_images(images)).of_image
     (images / "1.png").unlink()
     Image.new("RGB", (64, 64), "red").save(images / "z.png")
     write_prompts(prompts, {**texts, "2.png": "another", "z.png": "new"})
     again = Rewards(rewards)
-    score_folder(images, prompts, again, table, 4)
+    score_folder(images, prompts, again, table, 4, SCORER)
     rows = {row[0]: row for row in read_table(table)[1:]}
     assert again.scored == 2
     assert rows["z.png"][1:3] == ["new", "1"] and rows["2.png"][1] == "another"
     assert list(rows) == find_images(images)
+
+
+def totals(table: Path) -> dict[str, float]:
+    return {row[0]: float(row[-2]) for row in read_table(table)[1:]}
+
+
+def test_scores_belong_to_the_content_of_the_images_and_not_to_their_names(tmp_path, capsys):
+    rewards, table = load_rewards({"redness": 1.0}), tmp_path / "out.csv"
+    for folder, colour in (("a", "red"), ("b", "blue")):
+        (tmp_path / folder).mkdir()
+        for name in ("0.png", "1.png"):
+            Image.new("RGB", (64, 64), colour).save(tmp_path / folder / name)
+    (tmp_path / "p.txt").write_text("a square\n")
+    score_folder(tmp_path / "a", tmp_path / "p.txt", rewards, table, 2, SCORER)
+    assert totals(table) == {"0.png": 1.0, "1.png": 1.0}
+    score_folder(tmp_path / "b", tmp_path / "p.txt", rewards, table, 2, SCORER)
+    assert totals(table) == {"0.png": -0.5, "1.png": -0.5}
+    assert f"2 rows of {table} are of another image" in capsys.readouterr().err
+    replaced = tmp_path / "b" / "1.png"
+    status = replaced.stat()
+    replaced.write_bytes((tmp_path / "a" / "1.png").read_bytes())
+    os.utime(replaced, ns=(status.st_atime_ns, status.st_mtime_ns - 10**9))
+    again = Rewards(rewards)
+    score_folder(tmp_path / "b", tmp_path / "p.txt", again, table, 2, SCORER)
+    assert totals(table) == {"0.png": -0.5, "1.png": 1.0} and again.scored == 1
+    moved = (tmp_path / "b").rename(tmp_path / "c")
+    unmoved = Rewards(rewards)
+    score_folder(moved, tmp_path / "p.txt", unmoved, table, 2, SCORER)
+    assert unmoved.scored == 0
+
+
+@pytest.mark.parametrize("scorer", [{"precision": "bfloat16"}, {**SCORER, "redness": "another"}])
+def test_another_precision_or_weights_on_disk_score_all_again(images, prompts, tmp_path, scorer):
+    table, rewards = tmp_path / "out.csv", load_rewards({"redness": 1.0})
+    score_folder(images, prompts, rewards, table, 4, SCORER)
+    again = Rewards(rewards)
+    score_folder(images, prompts, again, table, 4, scorer)
+    assert again.scored == 7
+
+
+def test_the_total_is_always_of_the_weights_that_are_asked_for(images, prompts, tmp_path):
+    table = tmp_path / "out.csv"
+    for weight in (1.0, 100.0):
+        rewards = Rewards(load_rewards({"tiny-preference": 1.0, "redness": weight}))
+        score_folder(images, prompts, rewards, table, 4, SCORER)
+        for row in read_table(table)[1:]:
+            preference, redness, total = map(float, row[2:5])
+            assert total == pytest.approx(preference + weight * redness, rel=1e-5)
+    assert rewards.scored == 0
+
+
+def test_rows_that_a_crash_left_are_held_against_the_images_too(images, prompts, tmp_path):
+    table, rewards = tmp_path / "out.csv", load_rewards({"redness": 1.0})
+    with pytest.raises(Interrupted):
+        score_folder(images, prompts, Rewards(rewards, stop_after=4), table, 2, SCORER)
+    parts = [tmp_path / f"out.csv.part{i}" for i in (0, 1)]
+    (first, *_) = [row[0] for row in read_table(parts[0])[1:]]
+    Image.new("RGB", (64, 64), "red").save(images / first)
+    parts[0].rename(parts[1])  # of a process that this run does not have
+    again = Rewards(rewards)
+    score_folder(images, prompts, again, table, 2, SCORER)
+    assert again.scored == 4 and totals(table)[first] == 1.0 and not parts[1].exists()
+
+
+def test_a_table_of_another_folder_is_not_overwritten(images, prompts, tmp_path):
+    table, rewards = tmp_path / "out.csv", load_rewards({"redness": 1.0})
+    score_folder(images, prompts, rewards, table, 4, SCORER)
+    before = table.read_bytes()
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "other" / "z.png")
+    (tmp_path / "p.txt").write_text("a square\n")
+    with pytest.raises(ValueError, match="holds scores of other images, none of them in"):
+        score_folder(tmp_path / "other", tmp_path / "p.txt", rewards, table, 4, SCORER)
+    assert table.read_bytes() == before
+
+
+def test_what_is_not_read_is_named_and_links_are_followed(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("a.PNG", "b.jfif", "c.jpe", "d.avif", "e.tif", "f.gif", "elsewhere/g.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        kind = {".jfif": "JPEG", ".jpe": "JPEG"}.get(Path(name).suffix)
+        Image.new("RGB", (64, 64), "red").save(folder / name, format=kind)
+    (folder / "elsewhere").rename(tmp_path / "elsewhere")
+    (folder / "link").symlink_to(tmp_path / "elsewhere", True)
+    (tmp_path / "elsewhere" / "circle").symlink_to(folder, True)
+    (folder / "notes.md").write_text("no image")
+    prompts = tmp_path / "p.jsonl"
+    rows = [{"file_name": name, "text": "a"} for name in (*"zy", "a.PNG", "b.jfif", "c.jpe")]
+    rows += [{"file_name": name, "text": "a"} for name in ("d.avif", "e.tif", "link/g.png")]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = tmp_path / "out.csv"
+    result = run("score", str(folder), "--prompts", str(prompts), *REWARDS, "--csv", str(table))
+    assert list(totals(table)) == ["a.PNG", "b.jfif", "c.jpe", "d.avif", "link/g.png"]
+    assert result.returncode == 2 and "4 images are not in the table" in result.stderr
+    for problem in (
+        f"{folder / 'e.tif'} cannot be read as an image: cannot identify",
+        f"{folder / 'f.gif'} is of a kind that is not read",
+        f"{prompts}, line 1: there is no image 'z' in {folder}",
+        f"{prompts}, line 2: there is no image 'y' in {folder}",
+    ):
+        assert problem in result.stderr
 
 
 def test_a_broken_image_is_named_and_the_others_are_scored(images, prompts, tmp_path):
@@ -176,7 +281,7 @@ def test_a_table_of_other_rewards_is_left_alone(images, prompts, tmp_path):
     table.write_bytes(b"image,prompt,hps,total\r\n1.png,a,0.2,0.2\r\n")
     before = table.read_bytes()
     with pytest.raises(ValueError, match="has the columns image, prompt, hps, total"):
-        score_folder(images, prompts, load_rewards({"redness": 1.0}), table, 4)
+        score_folder(images, prompts, load_rewards({"redness": 1.0}), table, 4, SCORER)
     assert table.read_bytes() == before
 
 
@@ -202,11 +307,28 @@ NAMES = ["a.png", "b.png"]
             'prompt,image\r\ntwo,b.png\r\n"o\nne",a.png\r\n',
             {"b.png": "two", "a.png": "o\nne"},
         ),
+        ("p.csv", "image;prompt\na.png;one, two\nb.png;x\n", {"a.png": "one, two", "b.png": "x"}),
+        ("p.csv", "image\tprompt\na.png\tone\nb.png\tx\n", {"a.png": "one", "b.png": "x"}),
+        ("p.tsv", "file_name\tcaption\na.png\tone\nb.png\tx\n", {"a.png": "one", "b.png": "x"}),
+        ("p.csv", "image, prompt\n./a.png,one\n.\\b.png,x\n", {"a.png": "one", "b.png": "x"}),
+        ("p.json", '{"a.png": "one", "b.png": "x"}', {"a.png": "one", "b.png": "x"}),
+        ("p.json", '["one", "x"]', {"a.png": "one", "b.png": "x"}),
+        (
+            "p.json",
+            '{"b.png": {"category": "c", "prompt": "x"}, "a.png": {"category": "", "prompt": "y"}}',
+            {"a.png": "y", "b.png": "x"},
+        ),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": "one"}\n{"file_name": "b.png", "text": "x"}\n',
+            {"a.png": "one", "b.png": "x"},
+        ),
+        ("prompts", "one\nx\n", {"a.png": "one", "b.png": "x"}),
     ],
 )
 def test_prompts_are_read(tmp_path, name, text, expected):
     (tmp_path / name).write_bytes(text.encode())
-    assert read_prompts(tmp_path / name, NAMES) == expected
+    assert read_prompts(tmp_path / name, tmp_path, NAMES).of_image == expected
 
 
 @pytest.mark.parametrize(
@@ -215,13 +337,30 @@ def test_prompts_are_read(tmp_path, name, text, expected):
         ("p.txt", "one\ntwo\nthree\n", "3 prompts for 2 images"),
         ("p.txt", "", "0 prompts for 2 images"),
         ("p.csv", "image,prompt\na.png,one\n", "no prompt for 1 images, such as b.png"),
-        ("p.csv", "image,text\na.png,one\n", "no column prompt"),
+        ("p.csv", "image,prompt\na.png,one\nc.png,x\n", "such as b.png; it names 'c.png', which"),
+        ("p.csv", "id,prompt\n1,one\n2,x\n", "line 2: which image is it of"),
+        ("p.jsonl", '{"prompt": "one"}\n{"prompt": "x"}', "line 1: which image is it of"),
+        ("p.jsonl", '{"image": "a.png", "text": "x"}\n{"text": "x"}', "line 2: it names no image"),
+        ("p.docx", "one\nx\n", r"p\.docx: prompts are read from .*\.jsonl"),
+        ("p.csv", "image,words\na.png,one\n", "no column prompt"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_prompts(tmp_path / name, NAMES)
+        read_prompts(tmp_path / name, tmp_path, NAMES)
+
+
+def test_names_of_images_are_equal_whatever_their_spelling(tmp_path):
+    names = ["caf\u00e9.png", "sub/cafe\u0301.png"]
+    for spellings in (
+        ["cafe\u0301.png", "sub\\caf\u00e9.png"],
+        [str(tmp_path / "caf\u00e9.png"), f"{tmp_path}/sub/../sub/cafe\u0301.png"],
+    ):
+        write_prompts(tmp_path / "p.csv", dict(zip(spellings, ("one", "two"), strict=True)))
+        found = read_prompts(tmp_path / "p.csv", tmp_path, names)
+        assert found.of_image == dict(zip(names, ("one", "two"), strict=True))
+        assert not found.problems
 
 
 def test_folders_without_images_are_named(tmp_path):

@@ -183,6 +183,27 @@ def test_a_batch_without_a_number_is_left_out_and_counted(parts):
     assert torch.equal(weights(trainer.adapter), weights(make_trainer(parts).adapter))
 
 
+@pytest.mark.parametrize("train_type", ["noise", "finetune"])
+def test_a_batch_with_an_image_that_is_no_number_is_left_out_and_counted(
+    parts, train_type, monkeypatch
+):
+    """As half precision overflows in a decoder; no reward takes such an image."""
+    pipeline, decode, calls = parts[0], parts[0].vae.decode, []
+
+    def decoded(*arguments, **options):
+        calls.append(1)
+        image, *rest = decode(*arguments, **options)
+        bad = torch.full_like(image[:1], torch.nan)
+        return (torch.cat([image[1:], bad]) if len(calls) == 2 else image, *rest)
+
+    monkeypatch.setattr(pipeline.vae, "decode", decoded)
+    trainer = make_trainer(parts, steps=3, train_type=train_type)
+    metrics = list(trainer.updates())
+    assert [m["skipped"] for m in metrics] == [0, 2, 2]  # the batch, and its update
+    assert metrics[1]["images"] == 0 and metrics[2]["images"] > 0
+    assert all(torch.isfinite(p).all() for p in trainer.adapter.parameters())
+
+
 def test_a_run_that_gets_no_gradient_any_more_ends(parts):
     pipeline, _, features = parts
     rewards = Ensemble({"redness": (Troubled(range(1000)), 1.0)})

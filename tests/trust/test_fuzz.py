@@ -237,7 +237,8 @@ def test_made_up_configurations_of_adapters(scale, tally):
     def check(others, numbers, ranks, alphas):
         values = {"r": 2, "lora_alpha": 2.0, **numbers, **others}
         try:
-            config = PeftConfig(values | {"rank_pattern": ranks, "alpha_pattern": alphas}, NAMES)
+            patterns = {"rank_pattern": ranks, "alpha_pattern": alphas}
+            config = PeftConfig(values | patterns, dict(zip(NAMES, NAMES, strict=True)))
         except AdapterError:
             line.count("refused")
             return

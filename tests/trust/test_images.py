@@ -19,7 +19,8 @@ from PIL import Image
 from hypernoise.hypernoise_core.rewards import Ensemble, load_rewards, score_in_batches
 from hypernoise.tests.trust.generated import examples
 from hypernoise.training.evaluation.figures import side_by_side
-from hypernoise.training.scoring import find_images, read_image, score_folder
+from hypernoise.training.image_files import find_images, read_image
+from hypernoise.training.scoring import score_folder
 
 NAMES = ("redness", "tiny-preference")
 
@@ -302,7 +303,7 @@ def test_a_folder_of_hostile_files_is_scored_as_far_as_it_goes(rewards, tmp_path
     (folder / "circle").symlink_to(folder, True)
     os.mkfifo(folder / "pipe.jpg")
     (tmp_path / "prompt.txt").write_text("a red circle\n")
-    problems = score_folder(folder, tmp_path / "prompt.txt", rewards["redness"], table, 4)
+    problems = score_folder(folder, tmp_path / "prompt.txt", rewards["redness"], table, 4, {})
     with table.open(newline="") as file:
         _, *rows = csv.reader(file)
     assert {row[0] for row in rows} == set(READ)
@@ -330,7 +331,7 @@ def test_many_sizes_do_not_pile_up_in_memory(rewards, tmp_path, monkeypatch):
 
     monkeypatch.setattr(scoring, "score_in_batches", counting)
     table = tmp_path / "scores.csv"
-    assert not score_folder(folder, tmp_path / "prompt.txt", rewards["redness"], table, 16)
+    assert not score_folder(folder, tmp_path / "prompt.txt", rewards["redness"], table, 16, {})
     assert sum(sizes) == 20 and len(table.read_text().splitlines()) == 21
 
 
@@ -345,7 +346,7 @@ def test_the_table_of_scores_holds_no_formula_and_is_read_again(rewards, tmp_pat
         red().save(folder / name)
     with (tmp_path / "prompts.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "prompt"), *zip(names, FORMULAS, strict=True)])
-    calls = (folder, tmp_path / "prompts.csv", rewards["redness"], table, 4)
+    calls = (folder, tmp_path / "prompts.csv", rewards["redness"], table, 4, {})
     assert not score_folder(*calls)
     before = table.read_bytes()
     with table.open(newline="") as file:

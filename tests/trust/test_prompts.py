@@ -239,6 +239,11 @@ READ: dict[str, tuple[bytes, list[str]]] = {
     "control.txt": (b"\x1b[31mred\x1b[0m\n", ["[31mred [0m"]),
     "markup.txt": (b"<script>\n$(id)\n{0}%s\n", ["<script>", "$(id)", "{0}%s"]),
     "quotes.csv": (b'prompt\r\n"a, ""b""\r\nc"\r\n', ['a, "b"\nc']),
+    "joined.txt": (b"a\n\xef\xbb\xbfb\n", ["a", "b"]),
+    "nothing to see.txt": ("a\n\u200b\u2060\n \u00ad\n".encode(), ["a"]),
+    "separators.txt": ("a\u2028b\u0085c\x0cd\n".encode(), ["a\u2028b c d"]),
+    "semicolons.csv": (b"n;prompt\n1;a, b\n", ["a, b"]),
+    "tabs.csv": (b"n\tprompt\n1\ta; b\n", ["a; b"]),
     "bom.csv": (b"\xef\xbb\xbfprompt,n\na,1\n", ["a"]),
     "deep elsewhere.jsonl": (b'{"prompt": "a", "x": ' + b"[" * 500 + b"]" * 500 + b"}", ["a"]),
     "nulls.json": (b'["a", null, "", "  "]', ["a"]),
@@ -386,9 +391,9 @@ TABLES: dict[str, tuple[bytes, str]] = {
     "short row.csv": (b"image,prompt\na.png\n", "line 2: 1 values for 2 columns"),
     "long row.csv": (b"image,prompt\na.png,x,y\n", "line 2: 3 values for 2 columns"),
     "blank prompt.csv": (b"image,prompt\na.png,  \n", "no prompt for 1 images"),
-    "two columns.csv": (b"image,prompt,prompt\na.png,x,y\n", "no column prompt, or several"),
+    "two columns.csv": (b"image,prompt,prompt\na.png,x,y\n", "several columns prompt"),
     "two prompts.csv": (b"image,prompt\na.png,x\na.png,y\n", "line 3: 'a.png' has another prompt"),
-    "empty.csv": (b"", "no column image"),
+    "empty.csv": (b"", "no column prompt"),
 }
 
 
@@ -397,7 +402,7 @@ def test_broken_prompts_of_hypernoise_score_are_refused_with_their_name(name, tm
     content, reason = TABLES[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError) as error:
-        read_prompts(tmp_path / name, ["a.png"])
+        read_prompts(tmp_path / name, tmp_path, ["a.png"])
     assert str(tmp_path / name) in str(error.value) and reason in str(error.value)
     tally("prompts of hypernoise score").count("refused")
 

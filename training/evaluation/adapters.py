@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ...hypernoise_core.adapter import find_weights, load_adapter, read_header
-from ...hypernoise_core.generator_lora import load_generator_lora
-from ...hypernoise_core.metadata import is_generator_lora
+from ...hypernoise_core.adapter import find_weights, load_adapter
+from ...hypernoise_core.file_identity import sha256_of
+from ...hypernoise_core.generator_lora import (
+    GeneratorLora,
+    load_either,
+    load_generator_lora,
+)
 from .catalogue import FINETUNE, OURS, Entry, Ingredients, get_entry
 from .settings import EvaluationConfig
 
@@ -76,9 +79,9 @@ class Adapters:
 
 def _load(path: Path) -> Ingredients:
     """Of a file of either kind."""
-    if is_generator_lora(read_header(find_weights(path))):
-        return Ingredients(lora=load_generator_lora(path))
-    return Ingredients(hypernetwork=load_adapter(path))
+    loaded = load_either(path)
+    is_lora = isinstance(loaded, GeneratorLora)
+    return Ingredients(lora=loaded) if is_lora else Ingredients(hypernetwork=loaded)
 
 
 def _key(method: str) -> str | None:
@@ -86,4 +89,4 @@ def _key(method: str) -> str | None:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(find_weights(path).read_bytes()).hexdigest()[:16]
+    return sha256_of(find_weights(path))[:16]

@@ -14,7 +14,9 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ...hypernoise_core.atomic_file import write_atomically
+from ...hypernoise_core.strict_json import parse_object
 from ...hypernoise_core.tensor_file import read_tensors
+from ...hypernoise_core.text_file import read_text
 
 FEATURES, COPIES, VIEWS, SHOWN = "features", "copies", "views", "shown"
 
@@ -93,7 +95,7 @@ def read_cell(file: Path, identity: Mapping[str, Any]) -> CellResult | None:
     if not file.is_file():
         return None
     try:
-        result = CellResult(**json.loads(file.read_text(encoding="utf-8")))
+        result = CellResult(**parse_object(read_text(file)))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged; delete it, and it is made again: {error}") from error
     changed = [name for name, value in identity.items() if result.identity.get(name) != value]

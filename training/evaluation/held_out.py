@@ -238,13 +238,17 @@ class HeldOut:
         """All scores of this process's images by metric, (n,) each."""
         scores = self._reward_scores(images)
         if self.watched is not None:
-            scores[f"watched/{self.watched.name}"] = self.watched.score(images, self._own_prompts)
+            numbers, bad = _as_numbers(images)
+            watched = self.watched.score(numbers, self._own_prompts)
+            scores[f"watched/{self.watched.name}"] = watched.masked_fill(bad, torch.nan)
         return scores
 
     def _reward_scores(self, images: Tensor) -> dict[str, Tensor]:
+        numbers, bad = _as_numbers(images)
         scores = score_in_batches(
-            self.rewards, images, self._own_prompts, batch_size=self.batch_size
+            self.rewards, numbers, self._own_prompts, batch_size=self.batch_size
         )
+        scores = {name: values.masked_fill(bad, torch.nan) for name, values in scores.items()}
         named = {f"evaluation/{name}": values for name, values in scores.items()}
         return named | {"evaluation/total": self.rewards.total(scores)}
 
@@ -290,6 +294,13 @@ def _in_order(shares: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tenso
     row = {number: i for i, number in enumerate(numbers)}
     order = [row[number] for number in sorted(row)]
     return {name: torch.cat([v[name] for _, v in shares])[order] for name in shares[0][1]}
+
+
+def _as_numbers(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images with grey ones in the place of those that are no numbers, as half precision overflows
+    and which nothing could score; and which these are, (B,) on the CPU."""
+    bad = ~torch.isfinite(images).all(3).all(2).all(1)
+    return torch.where(bad.view(-1, 1, 1, 1), 0.5, images), bad.cpu()
 
 
 def _as_bytes(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,18 +19,21 @@ from torch import Tensor
 from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.generate import encode_prompts
 from ...hypernoise_core.rewards import load_rewards, parse_weights
+from ...hypernoise_core.strict_json import parse_object
+from ...hypernoise_core.text_file import read_text
 from ..inference import write_png
 from ..pipelines import load_pipeline
 from ..processes import join
 from ..progress import progress_bar
-from ..prompt_files import read_file
+from ..prompt_files import clean_prompt, json_lines, read_file
 from ..published_models import image_size
+from ..run import identity_of_weights
 from .adapters import Adapters
 from .catalogue import Ingredients, get_entry
 from .methods import Task
 from .questions import spread
 from .settings import EvaluationConfig
-from .suite import noise_seed
+from .suite import digest, noise_seed
 from .wordings import ask_command
 
 _LONGEST_NAME = 255  # bytes of a file's name
@@ -71,19 +75,26 @@ def geneval(checkout: Path, images: int) -> list[Item]:
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: a line is no object with a prompt; names it.
+        ValueError: a line is no object with a prompt on which something stands; names it.
     """
     file = _find(checkout, "prompts/evaluation_metadata.jsonl", "geneval")
-    prompts = read_file(file, "prompt")
-    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     return [
         Item(
-            prompt,
+            _prompt_of(file, line, entry),
             tuple(f"{number:05d}/samples/{image:04d}.png" for image in range(images)),
-            {f"{number:05d}/metadata.jsonl": line + "\n"},
+            {f"{number:05d}/metadata.jsonl": text + "\n"},
         )
-        for number, (prompt, line) in enumerate(zip(prompts, lines, strict=True))
+        for number, (line, text, entry) in enumerate(json_lines(file))
     ]
+
+
+def _prompt_of(file: Path, line: int, entry: Any) -> str:
+    if not isinstance(entry, dict) or "prompt" not in entry:
+        raise ValueError(f"{file}, line {line}: this is no object with a prompt")
+    prompt = clean_prompt(str(file), f"line {line}", entry["prompt"])
+    if not prompt:
+        raise ValueError(f"{file}, line {line}: the prompt is empty; take the line out")
+    return prompt
 
 
 def t2i_compbench(checkout: Path, images: int) -> list[Item]:
@@ -167,7 +178,8 @@ def write_layout(config: EvaluationConfig) -> list[Path]:
     numbered = list(enumerate(LAYOUTS[config.layout](config.data_dir, config.seeds)))
     items = spread(numbered, config.max_prompts)
     methods = config.chosen_methods(wordings=config.prompt_command is not None)
-    writer = _Writer(config, accelerator, Adapters.load(config), items, methods)
+    prompts = digest([repr(item) for _, item in numbered])
+    writer = _Writer(config, accelerator, Adapters.load(config), items, prompts, methods)
     folders = [
         writer.write(method, steps, run)
         for method in methods
@@ -185,14 +197,19 @@ class _Writer:
         accelerator: Accelerator,
         adapters: Adapters,
         items: Sequence[tuple[int, Item]],
+        prompts: str,
         methods: Sequence[str],
     ) -> None:
-        self.config, self.accelerator = config, accelerator
+        """`prompts`: a digest of all the benchmark's items, also of those left out."""
+        self.config, self.accelerator, self.prompts = config, accelerator, prompts
         dtype, device = getattr(torch, config.dtype), accelerator.device
-        self.rewards = None
+        self.rewards, weights = None, {}
         if any(get_entry(method).searches for method in methods):
             weights = parse_weights(config.reward_text)
             self.rewards = load_rewards(weights, config.rewards_folder, dtype).to(device)
+        self.weights = identity_of_weights(
+            config.model, weights, config.cache_dir, config.rewards_folder
+        )
         self.pipeline = load_pipeline(
             config.model, dtype=dtype, device=device, cache_dir=config.cache_dir
         )
@@ -221,17 +238,20 @@ class _Writer:
 
     def _check(self, folder: Path, method: str, run: int) -> None:
         """That the folder's images are of the same settings, which lie beside it."""
+        searches = get_entry(method).searches
         identity = {
-            "model": self.config.model,
+            "model_content": self.weights["model_content"],
+            "reward_content": self.weights["reward_content"] if searches else None,
+            "prompts": self.prompts,
             "size": list(self.size),
             "precision": self.config.dtype,
             "seeds": self.config.seeds,
-            "rewards": self.config.reward_text if get_entry(method).searches else None,
+            "rewards": self.config.reward_text if searches else None,
             "prompt_command": self.config.prompt_command,
             "adapter": self.adapters.digest(method, run),
         }
         file = folder.with_name(f"{folder.name}.json")
-        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != identity:
+        if file.is_file() and parse_object(read_text(file)) != identity:
             raise ValueError(
                 f"{folder} holds images of other settings, see {file}: choose another --out"
             )

@@ -12,6 +12,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from ...hypernoise_core.atomic_file import write_atomically
+from ...hypernoise_core.strict_json import parse_object
+from ...hypernoise_core.text_file import read_text
 from ..pipelines import EMBEDDED
 from ..prompts import load_prompts, tiny_world_captions
 from ..tiny_world.captions import Caption, parse_caption
@@ -107,12 +109,12 @@ def _wordings(
         }
         write_atomically(file, json.dumps(content, indent=1).encode())
     accelerator.wait_for_everyone()
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = parse_object(read_text(file))
     return Wordings(content["wordings"], content["seconds_per_prompt"])
 
 
 def _holds(file: Path, command: str | None, prompts: Sequence[str]) -> bool:
     if not file.is_file():
         return False
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = parse_object(read_text(file))
     return content["command"] == command and set(prompts) <= set(content["wordings"])

@@ -16,7 +16,10 @@ from tqdm import tqdm
 
 from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.divergence import kl_terms
+from ...hypernoise_core.file_identity import sha256_of
 from ...hypernoise_core.hypernetwork import NoiseHypernetwork, sample_noise
+from ...hypernoise_core.strict_json import parse_object
+from ...hypernoise_core.text_file import read_text
 from ..progress import progress_bar
 from ..run import Parts
 from ..tiny_world.checker import is_correct
@@ -36,7 +39,7 @@ from .cells import (
 )
 from .methods import MethodResult, Task, base, measure, reno
 from .metrics import image_encoder, image_features, small_copies
-from .perceptual import load_lpips, views
+from .perceptual import load_lpips, views, weights_file
 from .questions import Questions, spread
 from .settings import EvaluationConfig
 
@@ -125,7 +128,7 @@ class Suite:
     def identity(self, cell: Cell) -> dict[str, Any]:
         """What decides a cell's numbers beside its place."""
         identity = {
-            "model": self.config.model,
+            **self.parts.identity,
             "size": list(self.parts.size),
             "precision": self.config.dtype,
             "rewards": self.parts.rewards.weights,
@@ -137,13 +140,13 @@ class Suite:
         if self._asks(cell):
             identity["wordings"] = _digest(json.dumps(self.wordings.by_prompt))
         if self.lpips is not None:
-            identity["lpips"] = True
+            identity["lpips"] = sha256_of(weights_file())
         if self.is_shown(cell):
             identity["shown"] = self._digest_of(self.shown)
         return identity
 
     def _digest_of(self, numbers: Sequence[int]) -> str:
-        return _digest("\0".join(self.prompts[number] for number in numbers))
+        return digest([self.prompts[number] for number in numbers])
 
     def _asks(self, cell: Cell) -> bool:
         """Whether it is made of other wordings."""
@@ -281,12 +284,13 @@ class Suite:
         if not self.config.kl_noises or f.metadata.replaces_noise:
             return None
         numbers = spread(range(len(self.prompts)), self.config.kl_noises)
-        settings = [self.config.model, self.parts.size, self.config.dtype]
+        model = self.parts.identity["model_content"]
+        settings = [model, self.parts.size, self.config.dtype]
         identity = [*settings, self.adapters.digest(method, run), self._digest_of(numbers)]
         file = self.config.out / "cells" / "kl" / f"{_digest(json.dumps(identity))}.json"
         if not file.is_file():
             write_atomically(file, json.dumps(self._kl(f, numbers)).encode())
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_object(read_text(file))
 
     def _kl(self, f: NoiseHypernetwork, numbers: Sequence[int]) -> dict[str, float]:
         device, pipeline = self.parts.accelerator.device, self.parts.pipeline
@@ -298,6 +302,11 @@ class Suite:
         generator = torch.Generator().manual_seed(0)
         terms = kl_terms(lambda x: f(network, x, conditioning), noise, generator=generator)
         return {"kl": float(terms.kl.mean()), "l2": float(terms.l2.mean())}
+
+
+def digest(texts: Sequence[str]) -> str:
+    """16 hexadecimal digits of some texts in their order."""
+    return _digest("\0".join(texts))
 
 
 def _digest(text: str) -> str:

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 
+from ...hypernoise_core.text_file import is_blank, lines
 from ..tiny_world.captions import PREFIXES, parse_caption
 from ..values import expand_home
 
@@ -37,11 +38,11 @@ def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         ValueError: the command fails, or answers something else; says what.
     """
-    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    questions = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
     try:
         result = subprocess.run(
             [expand_home(word) for word in shlex.split(command)],
-            input="\n".join(lines) + "\n",
+            input="\n".join(questions) + "\n",
             stdout=subprocess.PIPE,
             encoding="utf-8",
         )
@@ -49,7 +50,7 @@ def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
         raise ValueError(f"the prompt command {command!r} does not start: {error}") from error
     if result.returncode:
         raise ValueError(f"the prompt command {command!r} ended with code {result.returncode}")
-    answers = [line for line in result.stdout.splitlines() if line.strip()]
+    answers = [line for line in lines(result.stdout) if not is_blank(line)]
     if len(answers) != len(prompts):
         raise ValueError(
             f"the prompt command {command!r} answered {len(answers)} lines to {len(prompts)} "

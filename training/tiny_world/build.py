@@ -21,6 +21,7 @@ import torch
 from diffusers import AutoencoderDC
 from transformers import CLIPModel
 
+from ...hypernoise_core.text_file import read_text
 from .autoencoder import encode_pool, refine_decoder, train_autoencoder
 from .captions import CATEGORIES, captions_by_category
 from .checker import score_images
@@ -188,7 +189,7 @@ class Build:
 
 def _name_tokenizer_for_every_transformers(path: Path) -> None:
     """transformers 5 writes a class name that 4 does not know; both know the old one."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     path.write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
 
 

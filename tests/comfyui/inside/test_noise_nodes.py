@@ -59,6 +59,20 @@ def test_noise_to_latent_is_what_the_sampler_sees(comfy, loaded, noise):
     torch.testing.assert_close(format.process_in(latent), drawn)
 
 
+def test_noise_to_latent_keeps_what_belongs_to_the_latent(comfy, loaded, noise):
+    more = {"noise_mask": torch.ones(1, 1, 64, 64), "batch_index": [3, 1], "of_another_node": "x"}
+    latent = comfy.run(
+        "HyperNoise_NoiseToLatent", noise=noise, model=loaded.model, latent=loaded.latent | more
+    )[0]
+    assert latent.items() >= more.items() and not torch.equal(*latent["samples"])
+
+
+def test_an_empty_batch_is_named(comfy, loaded, noise):
+    empty = {"samples": torch.zeros(0, 32, 2, 2)}
+    with pytest.raises(ValueError, match="latent holds no image"):
+        comfy.run("HyperNoise_NoiseToLatent", noise=noise, model=loaded.model, latent=empty)
+
+
 def test_the_preview_shows_noise_delta_and_their_sum(comfy, loaded, noise):
     before, delta, after = comfy.run(
         "HyperNoise_PreviewDelta",

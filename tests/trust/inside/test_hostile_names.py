@@ -167,6 +167,15 @@ def test_no_part_of_a_peft_folder_may_lead_out(comfy, folders, root, outside, pa
         comfy.run("HyperNoise_LoadHypernetwork", hypernetwork="p")
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_no_file_of_diffusers_beside_a_configuration_may_lead_out(folders, root, outside, suffix):
+    folder = root / HYPERNOISE / "p"
+    for part in ("adapter_config.json", "other.safetensors"):
+        write(folder / part, b"{}")
+    link(folder / f"pytorch_lora_weights{suffix}", outside / "canary.safetensors")
+    assert "p" not in folders.hypernetworks()
+
+
 def test_a_link_to_a_file_of_the_same_folders_and_a_linked_root_are_fine(
     folders, root, outside, monkeypatch
 ):
@@ -366,6 +375,14 @@ def shards_of_the_text_encoder(folder: Path, outside: Path) -> None:
     shards(folder, "text_encoder", "..\\..\\model.safetensors")
 
 
+def shards_of_a_variant(folder: Path, outside: Path) -> None:
+    shards(
+        folder, "transformer", str(outside / "generator/vae/diffusion_pytorch_model.safetensors")
+    )
+    index = folder / "transformer/diffusion_pytorch_model.safetensors.index.json"
+    index.rename(index.with_name("diffusion_pytorch_model.safetensors.index.fp16.json"))
+
+
 def linked_weights(folder: Path, outside: Path) -> None:
     name = "transformer/diffusion_pytorch_model.safetensors"
     (folder / name).unlink()
@@ -402,6 +419,7 @@ def no_part(folder: Path, outside: Path) -> None:
 BROKEN = [
     ask_for_pipeline, ask_for_module, ask_for_auto_map, ask_for_tokenizer, ask_for_network,
     ask_for_adapter, ask_for_weights, shards_above, shards_anywhere, shards_of_the_text_encoder,
+    shards_of_a_variant,
     linked_weights, linked_part, no_part,
     pickled("text_encoder", "pytorch_model.bin"),
     pickled("vae", "diffusion_pytorch_model.bin"),
@@ -459,7 +477,7 @@ def image(*shape: int, value: float = 0.5):
 
 
 IMAGES = {
-    "no image": (lambda: image(0, 64, 64, 3), "B >= 1"),
+    "no image": (lambda: image(0, 64, 64, 3), "holds no image"),
     "1 x 1": (lambda: image(1, 1, 1, 3), "too small"),
     "no pixel": (lambda: image(1, 0, 64, 3), "too small"),
     "1 channel": (lambda: image(1, 64, 64, 1), "(1, 64, 64, 1)"),
