@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 LONGEST_PROMPT = 200_000
 """In characters; no generator or reward reads more than some hundred words."""
 
+_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # Control characters but tab and line break, surrogates, and those that turn the direction of text.
 _UNPRINTABLE = re.compile(
@@ -43,3 +45,14 @@ def check_prompts(prompts: Sequence[str]) -> None:
                 f"prompt {i} holds {found[0]!r}, half of a character, at position "
                 f"{found.start()}: take it out or type it anew"
             )
+
+
+def expect_long_texts(*tokenizers: Any) -> None:
+    """Keeps tokenizers of transformers from warning of "indexing errors" at a long text.
+
+    They do so where a text is counted before it is cut off, which is what pipelines and rewards do;
+    no network gets to see the whole.
+    """
+    for tokenizer in tokenizers:
+        # What it notes after its first such warning.
+        tokenizer.deprecation_warnings[_TOO_LONG] = True

@@ -8,20 +8,27 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from ..hypernoise_core.rewards import REWARDS, parse_weights
 from ..hypernoise_core.text_file import read_text
+from .command_line import Parser
 from .config import TrainingConfig
+from .values import Place, bare, expand_home, is_place, read_value
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 _PUBLISHED_NAMES = {"redness": "red"}
 """Rewards that the reference calls otherwise."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_BACKSLASHES = (
+    "in double quotes a backslash begins an escape such as \\n; write a Windows path in 'single "
+    "quotes', or with forward slashes"
+)
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[TrainingConfig, list[str]]:
@@ -47,13 +54,16 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainingConfig, list[str]]
     return TrainingConfig(**values), rest
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise ValueError(message)
+def other_flags() -> list[str]:
+    """The flags that `read_arguments` reads, in one spelling."""
+    names = ["config", "rewards", "disable_reg", "enable_modulate_noise", "disable_modulate_noise"]
+    for reward in _flag_names().values():
+        names += [f"enable_{reward}", f"disable_{reward}", f"{reward}_weighting"]
+    return [f"--{name}" for name in names]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser()
     parser.add_argument("--config")
     parser.add_argument("--rewards")
     parser.add_argument(*_spellings("disable_reg"), action="store_true")
@@ -67,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _spellings(name: str) -> set[str]:
-    return {f"--{name}", f"--{name.replace('_', '-')}"}
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
 
 def _flag_names() -> dict[str, str]:
@@ -107,7 +117,7 @@ def read_config(name: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file; lists the shipped ones.
         ValueError: names the file and the setting that is unknown or of a wrong type.
     """
-    path = Path(name) if Path(name).suffix else CONFIGS / f"{name}.toml"
+    path = Path(expand_home(name)) if Path(name).suffix else CONFIGS / f"{name}.toml"
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
         raise FileNotFoundError(f"no config {path}; shipped are {shipped}")
@@ -115,7 +125,7 @@ def read_config(name: str) -> dict[str, Any]:
         values = _parse_toml(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is no TOML file: {error}") from error
-    types = get_type_hints(TrainingConfig, include_extras=False)
+    types = get_type_hints(TrainingConfig, include_extras=True)
     for key, value in values.items():
         if key not in types:
             near = difflib.get_close_matches(key, types, 1)
@@ -130,27 +140,32 @@ def _parse_toml(text: str) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
-    return tomllib.loads(text)
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        if line is None or "\\" not in text.split("\n")[int(line[1]) - 1]:
+            raise
+        raise ValueError(f"{error}; {_BACKSLASHES}") from error
 
 
 def _converted(value: Any, kind: Any, where: str) -> Any:
     """The value as that type; a whole number may stand for a float, and a text for a path.
 
     Raises:
-        ValueError: it is of another type.
+        ValueError: it is of another type, or a text that is no path.
     """
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    if get_origin(kind) is UnionType:
-        (kind,) = (part for part in get_args(kind) if part is not NoneType)
-    if get_origin(kind) is Literal:
-        if value in get_args(kind):
-            return value
-        raise ValueError(f"{where} must be one of {', '.join(get_args(kind))}, not {value!r}")
+    kind = bare(kind)
     if get_origin(kind) is dict and isinstance(value, dict):
         return {key: _converted(item, float, f"{where}.{key}") for key, item in value.items()}
-    if kind is Path and isinstance(value, str):
-        return Path(value)
+    if get_origin(kind) is Literal or (is_place(kind) and isinstance(value, str)):
+        if is_place(kind) and (control := _CONTROL.search(value)):
+            raise ValueError(f"{where} holds {control[0]!r}, part of no path: {_BACKSLASHES}")
+        try:
+            return read_value(kind, value)
+        except ValueError as error:
+            raise ValueError(f"{where} {error}") from None
+    kind = str if kind == Place else kind
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not (dict if get_origin(kind) is dict else kind):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from ..hypernoise_core.text import printable
+from .command_line import HELP, HelpAsked, bind
+from .values import Place
+from .versions import describe_versions
+from .writable import check_file, check_folder
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
@@ -19,6 +26,7 @@ def demo(
     steps: int = 800,
     max_seconds: float = 290.0,
     per_category: int = 80,
+    cache_dir: Path | None = None,
 ) -> None:
     """Train a noise hypernetwork on the embedded generator and evaluate it, in minutes.
 
@@ -28,10 +36,12 @@ def demo(
         steps: Training steps.
         max_seconds: Training ends after this many seconds, whatever the steps.
         per_category: Held-out captions evaluated in each of the six categories.
+        cache_dir: Folder of encoded prompts; default: ~/.cache/hypernoise.
     """
     from .demo import demo_config, run_demo
 
-    config = demo_config(seed=seed, steps=steps, max_seconds=max_seconds)
+    check_folder(out, "--out")
+    config = demo_config(seed=seed, steps=steps, max_seconds=max_seconds, cache_dir=cache_dir)
     numbers = run_demo(out, config, per_category)
     for name, entry in numbers["methods"].items():
         print(
@@ -102,6 +112,7 @@ def evaluate(settings: EvaluationConfig) -> None:
     Args:
         settings: What is compared, on which prompts.
     """
+    check_folder(settings.out, "--out")
     if settings.layout is not None:
         from .evaluation.layouts import write_layout
 
@@ -125,6 +136,7 @@ def card(adapter: Path, report: Path | None = None, out: Path = Path("README.md"
     """
     from .card import write_card
 
+    check_file(out, "--out")
     print(write_card(adapter, out, report).resolve())
 
 
@@ -147,6 +159,7 @@ def export(
     """
     from .export import export_adapter
 
+    check_file(out, "OUT")
     report = export_adapter(adapter, out, dtype=dtype, rank=rank, alpha=alpha)
     print("\n".join(report.lines()))
     print(out.resolve())
@@ -155,7 +168,7 @@ def export(
 def generate(
     prompts: tuple[str, ...] = (),
     prompts_file: Path | None = None,
-    model: str = "tiny-sprint",
+    model: Place = "tiny-sprint",
     adapter: Path | None = None,
     alpha: float | None = None,
     steps: int = 1,
@@ -188,6 +201,7 @@ def generate(
     """
     from .inference import read_prompts, write_comparison
 
+    check_folder(out, "--out")
     grid = write_comparison(
         read_prompts(prompts, prompts_file),
         model=model,
@@ -208,7 +222,7 @@ def generate(
 def reno(
     prompts: tuple[str, ...] = (),
     prompts_file: Path | None = None,
-    model: str = "tiny-sprint",
+    model: Place = "tiny-sprint",
     rewards: str | None = None,
     rewards_folder: Path | None = None,
     adapter: Path | None = None,
@@ -246,12 +260,14 @@ def reno(
         out: Folder for images, noise and scores; files of the same name are replaced.
     """
     from ..hypernoise_core.adapter import load_adapter
+    from ..hypernoise_core.hypernetwork import check_seeds
     from ..hypernoise_core.reno import RenoConfig
     from ..hypernoise_core.rewards import load_rewards, parse_weights
     from .inference import read_prompts
     from .pipelines import default_rewards, load_pipeline
     from .search import write_search
 
+    check_folder(out, "--out")
     config = RenoConfig(
         iterations=iterations,
         learning_rate=learning_rate,
@@ -261,8 +277,10 @@ def reno(
     )
     if (height is None) != (width is None):
         raise ValueError("give both --height and --width, or none of them")
+    texts = read_prompts(prompts, prompts_file)
+    check_seeds(range(seed, seed + len(texts)))
     grid = write_search(
-        read_prompts(prompts, prompts_file),
+        texts,
         load_pipeline(model),
         load_rewards(parse_weights(rewards or default_rewards(model)), rewards_folder),
         config,
@@ -304,10 +322,13 @@ def score(
 
     from ..hypernoise_core.rewards import load_rewards, parse_weights, reward_identities
     from .processes import join
+    from .progress import keep_loading_quiet
     from .scoring import score_folder
 
     if prompts is None:
         raise ValueError("which prompts? Give --prompts FILE")
+    check_file(csv, "--csv")
+    keep_loading_quiet()
     ensemble = load_rewards(parse_weights(rewards), rewards_folder, getattr(torch, precision))
     scorer = reward_identities(ensemble.weights, rewards_folder) | {"precision": precision}
     problems = score_folder(images, prompts, ensemble.to(join().device), csv, batch_size, scorer)
@@ -330,6 +351,8 @@ def download(what: tuple[str, ...], folder: Path | None = None) -> None:
         raise ValueError(
             f"cannot download {kind!r}; `hypernoise download rewards` is what there is"
         )
+    if folder is not None:
+        check_folder(folder, "--folder")
     store = WeightStore(folder)
     chosen = [get_reward(name) for name in names or paper_weights()]
     for file in dict.fromkeys(file for cls in chosen for file in cls.files):
@@ -355,81 +378,62 @@ def info(adapter: Path, alpha: float | None = None) -> None:
     print(json.dumps({**facts, "weights": weights}, indent=2, default=str))
 
 
-def _train_with(defaults: TrainingConfig) -> Callable[..., None]:
-    """`train`, with the settings that a config file and the published flags make as defaults."""
-    import tyro
-
-    def command(
-        settings: object = defaults,
-        *,
-        resume: bool = False,
-        dry_run: bool = False,
-        processes: int = 1,
-    ) -> None:
-        train(settings, resume=resume, dry_run=dry_run, processes=processes)
-
-    flat = tyro.conf.OmitArgPrefixes[type(defaults)]
-    command.__annotations__ = train.__annotations__ | {"settings": flat}
-    command.__doc__ = train.__doc__
-    return command
+COMMANDS = {
+    command.__name__: command
+    for command in (demo, train, evaluate, card, generate, reno, score, export, download, info)
+}
 
 
-def _evaluate_with_flat_settings() -> Callable[..., None]:
-    """`evaluate`, with a flag for each setting."""
-    import tyro
+def _overview() -> str:
+    """The commands, with the first sentence of each."""
+    sentences = {name: command.__doc__.partition("\n")[0] for name, command in COMMANDS.items()}
+    lines = [f"  {name:<9} {sentence}" for name, sentence in sentences.items()]
+    usage = ["usage: hypernoise COMMAND ...", "       hypernoise COMMAND --help"]
+    return "\n".join([*usage, "       hypernoise --version", "", *lines])
 
-    from .evaluation.settings import EvaluationConfig
 
-    def command(settings: object) -> None:
-        evaluate(settings)
+def _bind(name: str, arguments: list[str]) -> Callable[[], None]:
+    """The command of that name with its arguments; nothing is imported for the others."""
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise ValueError(f"no command {name!r:.60}: {hint}")
+    settings, others = None, ()
+    if name == "train":
+        from .arguments import other_flags, read_arguments
 
-    command.__annotations__ = {"settings": tyro.conf.OmitArgPrefixes[EvaluationConfig]}
-    command.__doc__ = evaluate.__doc__
-    return command
+        (settings, arguments), others = read_arguments(arguments), other_flags()
+    if name == "evaluate":
+        from .evaluation.settings import EvaluationConfig
+
+        settings = EvaluationConfig()
+    return bind(COMMANDS[name], arguments, settings, others)
 
 
 def main() -> None:
     """Runs the command that sys.argv names; bad input ends in one line and exit code 2."""
+    name, *arguments = sys.argv[1:] or ["--help"]
     try:
-        import tyro
-    except ImportError as error:
-        print('hypernoise: tyro is missing: pip install "hypernoise[train]"', file=sys.stderr)
-        raise SystemExit(2) from error
-    try:
-        command, *arguments = sys.argv[1:] or ["--help"]
-        commands = {
-            "demo": demo,
-            "train": train,
-            "evaluate": evaluate,
-            "card": card,
-            "generate": generate,
-            "reno": reno,
-            "score": score,
-            "export": export,
-            "download": download,
-            "info": info,
-        }
-        if command == "train":
-            from .arguments import read_arguments
-
-            defaults, arguments = read_arguments(arguments)
-            commands["train"] = _train_with(defaults)
-        if command == "evaluate":
-            commands["evaluate"] = _evaluate_with_flat_settings()
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="hypernoise",
-            args=[command, *arguments],
-            config=(tyro.conf.PositionalRequiredArgs,),
-        )
+        if name in HELP:
+            print(_overview())
+        elif name == "--version":
+            print("\n".join(describe_versions()))
+        else:
+            _bind(name, arguments)()
+    except HelpAsked as asked:
+        print(asked)
     except (ValueError, OSError, ImportError) as error:
-        from ..hypernoise_core.text import printable
-
-        print(f"hypernoise: {printable(str(error))}", file=sys.stderr)
+        print(f"hypernoise: {printable(_in_words(error))}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as interrupt:
         print("hypernoise: interrupted", file=sys.stderr)
         raise SystemExit(130) from interrupt
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f'{error.name} is missing: pip install "hypernoise[train]"'
+    return str(error)
 
 
 if __name__ == "__main__":  # `accelerate launch -m hypernoise.training.cli`

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from tyro.conf import Suppress
-
+from ..hypernoise_core.hypernetwork import check_seeds
 from ..hypernoise_core.rewards import get_reward, paper_weights
+from .command_line import NO_FLAG
+from .values import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,10 @@ class TrainingConfig:
     """
 
     # What is trained, and on what
-    model: str = "sana"
+    model: Place = "sana"
     """Generator: sana, flux, sd-turbo, tiny-sprint, a diffusers folder, or a repository in the
     Hugging Face cache."""
-    task: str = "example-prompts"
+    task: Place = "example-prompts"
     """Training prompts: example-prompts, geneval, pickapic, all, tiny-world, a .txt, .json, .jsonl,
     .csv or .parquet file, or a data set of the Hugging Face hub."""
     data_dir: Path | None = None
@@ -53,11 +54,11 @@ class TrainingConfig:
     ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights, which is what is evaluated and saved
     then; 0: none."""
-    modulate_noise: Annotated[bool, Suppress] = True
+    modulate_noise: bool = field(default=True, metadata=NO_FLAG)
     """Add the hypernetwork's output to the noise; otherwise it takes the noise's place."""
 
     # The objective
-    rewards: Annotated[dict[str, float], Suppress] = field(default_factory=paper_weights)
+    rewards: dict[str, float] = field(default_factory=paper_weights, metadata=NO_FLAG)
     """Weight of each reward; the command line has flags of its own for it."""
     reg_type: Literal["l2", "kl"] = "l2"
     """l2: mean of f squared. kl: negative log-density of the modulated noise's norm."""
@@ -117,7 +118,7 @@ class TrainingConfig:
     # Evaluation and files
     log_every: int = 2500
     """Updates between evaluations on held-out prompts; 0: none."""
-    eval_task: str | None = None
+    eval_task: Place | None = None
     """Prompts of the evaluation, named as for `task`; default: some prompts of the task, which are
     not trained on then."""
     eval_prompts: int = 32
@@ -159,6 +160,7 @@ class TrainingConfig:
             )
 
     def _check_ranges(self) -> None:
+        check_seeds([self.seed])
         above_0 = ["lora_rank", "alpha_multiplier", "epochs", "batch_size", "accumulation_steps"]
         above_0 += ["lr", "grad_clip", "max_generator_steps", "save_every", "keep_last"]
         above_0 += ["eval_prompts", *self._given("steps", "max_seconds", "image_size")]

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..hypernoise_core.adapter import save_adapter
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork
 from .arguments import read_config
 from .config import TrainingConfig
 from .evaluation import figures, methods, report
+from .progress import progress_bar
 from .prompts import tiny_world_captions
 from .run import Parts, prepare
 from .tiny_world.captions import CATEGORIES, Caption
@@ -60,7 +59,7 @@ def _train(config: TrainingConfig, parts: Parts) -> tuple[list[Metrics], NoiseHy
     """The metrics of each update, and what was trained."""
     trainer = parts.trainer(config)
     history = []
-    with tqdm(total=trainer.plan.steps, desc="training", unit="update") as bar:
+    with progress_bar(total=trainer.plan.steps, desc="training", unit="update") as bar:
         for metrics in trainer.updates():
             history.append(metrics)
             bar.update()

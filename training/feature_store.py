@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
-from tqdm import tqdm
 
 from ..hypernoise_core.atomic_file import remove_halves, write_atomically
 from ..hypernoise_core.families import family_of_pipeline
@@ -21,7 +20,9 @@ from ..hypernoise_core.generate import join_batches
 from ..hypernoise_core.rewards import Ensemble
 from ..hypernoise_core.rewards.clip import ClipEncoder
 from ..hypernoise_core.tensor_file import TensorFileError, open_safetensors
+from . import writable
 from .pipelines import TEXT_PARTS
+from .progress import progress_bar
 
 Encode = Callable[[list[str]], dict[str, Tensor]]
 
@@ -92,12 +93,15 @@ class FeatureStore:
 
         Raises:
             ValueError: `encode` does not give a row for each prompt.
+            OSError: the folder cannot be written.
         """
         # By length, so that a shard needs little padding. The shares are of all prompts, not of
         # the missing ones, which another process may see fewer of by now.
         ordered = sorted(dict.fromkeys(prompts), key=lambda prompt: (len(prompt), prompt))
         own = self.missing(ordered[process_index::num_processes])
-        with tqdm(
+        if own:
+            writable.check_folder(self.folder, "--cache_dir")
+        with progress_bar(
             total=len(own), desc=title, unit="prompt", disable=process_index > 0 or not own
         ) as bar:
             for batch in self._encode_in_shards(own, encode, batch_size):

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..hypernoise_core.adapter import load_adapter
 from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.generate import encode_prompts, generate
+from ..hypernoise_core.hypernetwork import check_seeds
 from .evaluation.figures import side_by_side
 from .pipelines import ASSETS, EMBEDDED, load_pipeline
 from .prompt_files import read_file
@@ -46,7 +47,8 @@ def write_comparison(
     """Writes `NNN_base.png`, `NNN_hypernoise.png` for each image and `grid.png`; returns the grid.
 
     Raises:
-        ValueError: the adapter is missing where the model has no embedded one, or does not fit.
+        ValueError: the adapter is missing where the model has no embedded one, or does not fit, or
+            a seed is out of range.
         FileNotFoundError: there is no such model or adapter.
     """
     if adapter is None:
@@ -55,13 +57,15 @@ def write_comparison(
         adapter = EMBEDDED_ADAPTER
     if images_per_prompt < 1:
         raise ValueError(f"--images-per-prompt must be at least 1, not {images_per_prompt}")
+    texts = [prompt for prompt in prompts for _ in range(images_per_prompt)]
+    seeds = range(seed, seed + len(texts))
+    check_seeds(seeds)
     hypernetwork = load_adapter(adapter, alpha=alpha)
     pipeline = load_pipeline(model)
-    texts = [prompt for prompt in prompts for _ in range(images_per_prompt)]
     conditioning = encode_prompts(pipeline, texts, batch_size=batch_size)
     options = {
         "steps": steps,
-        "seeds": [seed + i for i in range(len(texts))],
+        "seeds": seeds,
         "height": height,
         "width": width,
         "batch_size": batch_size,

@@ -29,6 +29,17 @@ def make_optimizer(
             )
 
 
+def share_done(step: int, steps: int, seconds: float, max_seconds: float | None) -> float:
+    """Share of a run that is over, in updates or in seconds, whichever is more; above 1 beyond it.
+
+    Args:
+        step: updates done, of `steps`.
+        seconds: since the start.
+        max_seconds: after which the run ends; None: no limit.
+    """
+    return max(step / steps, seconds / max_seconds if max_seconds else 0.0)
+
+
 def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:
     """The learning rate of an update.
 

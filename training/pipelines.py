@@ -10,6 +10,7 @@ import torch
 
 from ..hypernoise_core.file_identity import identity_of
 from ..hypernoise_core.library_folder import check_pipeline, read_json
+from .progress import keep_loading_quiet
 from .published_models import PUBLISHED
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -110,6 +111,7 @@ def load_pipeline(
         from diffusers import DiffusionPipeline
     except ImportError as error:
         raise ImportError(_INSTALL) from error
+    keep_loading_quiet()
     left_out = {} if text_encoders else dict.fromkeys(text_parts(folder))
     check_pipeline(folder)
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
-import os
 import signal
 import sys
 import traceback
@@ -33,6 +32,7 @@ from ..hypernoise_core.families import family_of_pipeline
 from ..hypernoise_core.generator_lora import save_generator_lora
 from ..hypernoise_core.hypernetwork import sample_noise
 from ..hypernoise_core.rewards import Ensemble, load_rewards, reward_identities
+from . import writable
 from .arguments import to_toml
 from .checkpoints import Checkpoints, damaged
 from .config import TrainingConfig
@@ -50,6 +50,7 @@ from .feature_store import (
 from .memory import checkpoint_activations, save_memory
 from .pipelines import load_pipeline, model_folder, model_identity, text_parts
 from .processes import expect_answers, join
+from .progress import keep_loading_quiet, progress_bar
 from .prompts import load_prompts
 from .published_models import image_size
 from .sharding import shard
@@ -157,6 +158,7 @@ def prepare(config: TrainingConfig, *, also_encode: Sequence[str] = ()) -> Parts
         ValueError: something does not fit.
     """
     accelerator = join()
+    keep_loading_quiet()
     prompts = choose_prompts(config)
     dtype = getattr(torch, config.precision)
     rewards = load_rewards(config.rewards, config.rewards_folder, dtype)
@@ -212,7 +214,8 @@ def _encode(
     versions = {package: version(package) for package in ("diffusers", "transformers")}
     encoders = model_identity(folder, text_parts(folder))
     features = FeatureStore(cache / features_key(encoders, {"dtype": config.precision, **versions}))
-    missing = bool(features.missing(prompts))
+    if missing := bool(features.missing(prompts)):
+        writable.check_folder(cache, "--cache_dir")  # before the model is loaded
     pipeline = load_pipeline(
         config.model,
         dtype=dtype,
@@ -256,7 +259,7 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
             or prompts; or as `prepare` raises it.
         OSError: the folder cannot be written; or as `prepare` raises it.
     """
-    _check_writable(config.save_dir)
+    writable.check_folder(config.save_dir, "--save_dir")
     if not resume and Checkpoints(config.save_dir / _CHECKPOINTS, 1).paths():
         raise ValueError(
             f"{config.save_dir} holds a run already: add --resume to go on with it, or choose "
@@ -277,21 +280,6 @@ def _locked(folder: Path) -> FileLock:
             f"another --save_dir"
         ) from None
     return lock
-
-
-def _check_writable(folder: Path) -> None:
-    """Before hours of encoding; makes nothing yet."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(
-            f"--save_dir {folder}: {there} is a file, and no folder can be made of it; choose "
-            f"another --save_dir"
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"--save_dir {folder}: {there} cannot be written; choose another --save_dir, or make "
-            f"it writable"
-        )
 
 
 class Run:
@@ -381,7 +369,7 @@ class Run:
 
     def _train(self) -> None:
         trainer = self.trainer
-        bar = tqdm(
+        bar = progress_bar(
             total=trainer.plan.steps,
             initial=trainer.step,
             desc="training",
@@ -545,6 +533,7 @@ class Run:
             return
         state = self.trainer.state_dict() | {
             "fingerprint": self._fingerprint,
+            "length": self._length,
             "evaluations": self.evaluations,
             "best": self.best,
         }
@@ -587,12 +576,36 @@ class Run:
         self._evaluated = self.evaluations[-1]["step"] if self.evaluations else 0
         self.trainer.load_state_dict(state)
         self._recorded = self.trainer.step
+        if "length" in state:  # earlier versions did not note it
+            self._tell_of_new_length(state["length"])
         if self.best is not None and not (self.folder / BEST).is_file():
             self.parts.accelerator.print(
                 f"warning: {self.folder / BEST} is gone: the best evaluation from now on writes it",
                 file=sys.stderr,
             )
             self.best = None
+
+    @property
+    def _length(self) -> dict[str, float | None]:
+        """What the run's schedule is planned for."""
+        return {"steps": self.trainer.plan.steps, "max_seconds": self.config.max_seconds}
+
+    def _tell_of_new_length(self, before: dict[str, Any]) -> None:
+        """Says what another length does to a schedule that depends on it."""
+        now, schedule = self._length, self.config.schedule
+        if now == before or schedule == "constant":
+            return
+        rates = [self.trainer.learning_rate_if_planned(**length) for length in (before, now)]
+        self.parts.accelerator.print(
+            f"warning: the {schedule} schedule was planned for {_in_words(**before)} and is now "
+            f"for {_in_words(**now)}: after update {self.trainer.step} the learning rate is "
+            f"{rates[1]:.3g} where it would have been {rates[0]:.3g}",
+            file=sys.stderr,
+        )
+
+
+def _in_words(steps: int, max_seconds: float | None) -> str:
+    return f"{steps} updates" + (f" or {max_seconds:g} seconds" if max_seconds else "")
 
 
 def _reward_of(error: Exception, rewards: Ensemble) -> str | None:

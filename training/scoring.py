@@ -26,6 +26,7 @@ from ..hypernoise_core.file_identity import sha256_of
 from ..hypernoise_core.rewards import Ensemble, score_in_batches
 from ..hypernoise_core.text import printable
 from .image_files import SUFFIXES, find_images, read_image
+from .progress import progress_bar
 from .prompt_files import IMAGE_COLUMNS, Entry, read_entries
 
 TOTAL, IDENTITY = "total", "identity"
@@ -192,7 +193,9 @@ def _score(
     returns the problems."""
     problems: list[str] = []
     waiting: dict[tuple[int, int], list[tuple[str, Tensor]]] = defaultdict(list)
-    bar = tqdm(total=len(names), desc="scoring", unit="image", disable=not state.is_main_process)
+    bar = progress_bar(
+        total=len(names), desc="scoring", unit="image", disable=not state.is_main_process
+    )
 
     def flush(size: tuple[int, int]) -> None:
         batch = waiting.pop(size)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
-from tqdm import tqdm
 
 from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.families import Conditioning, family_of_pipeline
@@ -24,6 +23,7 @@ from ..hypernoise_core.rewards import Ensemble
 from .evaluation.figures import side_by_side
 from .evaluation.report import write_json
 from .inference import write_png
+from .progress import progress_bar
 
 
 def write_search(
@@ -87,7 +87,7 @@ def _search(
     def generate(x: Tensor) -> Tensor:
         return family.decode(pipeline, family.denoise(pipeline, x, conditioning, 1))
 
-    with tqdm(total=config.iterations, desc="searching", unit="iteration") as bar:
+    with progress_bar(total=config.iterations, desc="searching", unit="iteration") as bar:
 
         def on_step(step: int, images: Tensor, scores: Tensor) -> None:
             first.append(images) if step == 0 else bar.update()

@@ -28,7 +28,7 @@ from ..hypernoise_core.rewards import Ensemble
 from .batches import Batch, BatchPlan
 from .config import TrainingConfig
 from .loss import regulariser
-from .optimization import learning_rate, make_optimizer
+from .optimization import learning_rate, make_optimizer, share_done
 from .processes import join
 
 MAX_SKIPPED = 50
@@ -159,10 +159,13 @@ class Trainer:
                 return
         self._check_skipped()
 
+    def learning_rate_if_planned(self, steps: int, max_seconds: float | None) -> float:
+        """The next update's learning rate, had the run been planned for that long."""
+        done = share_done(self.step, steps, self._seconds_before, max_seconds)
+        return learning_rate(self.config, self.step, min(1.0, done))
+
     def _progress(self, elapsed: float) -> float:
-        """Share of the run that is over, in steps or in seconds, whichever is more."""
-        limit = self.config.max_seconds
-        return max(self.step / self.plan.steps, elapsed / limit if limit else 0.0)
+        return share_done(self.step, self.plan.steps, elapsed, self.config.max_seconds)
 
     def _agree(self, elapsed: float) -> float:
         """The main process's clock, where the time decides about the learning rate."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..text import expect_long_texts
 from .family import Conditioning, Family, Generators, full_batch, network_dtype, stock_default
 
 
@@ -45,6 +46,7 @@ class Flux(Family):
         """
         if max_sequence_length is None:
             max_sequence_length = stock_default(pipeline, "max_sequence_length")
+        expect_long_texts(pipeline.tokenizer, pipeline.tokenizer_2)
         with torch.no_grad():
             embeds, pooled, _ = pipeline.encode_prompt(
                 list(prompts),

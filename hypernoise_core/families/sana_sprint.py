@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..text import expect_long_texts
 from .family import Conditioning, Family, Generators, full_batch, network_dtype, stock_default
 
 _MARGIN = 8  # tokens, for what the text before the prompt changes about its tokens
@@ -55,6 +56,8 @@ class SanaSprint(Family):
             complex_human_instruction = stock_default(pipeline, "complex_human_instruction")
         if max_sequence_length is None:
             max_sequence_length = stock_default(pipeline, "max_sequence_length")
+
+        expect_long_texts(pipeline.tokenizer)
 
         def encode(length: int) -> tuple[Tensor, Tensor]:
             return pipeline.encode_prompt(

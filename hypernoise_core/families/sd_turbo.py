@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..text import expect_long_texts
 from .family import Conditioning, Family, Generators, full_batch, network_dtype
 
 
@@ -25,6 +26,7 @@ class SdTurbo(Family):
     signature = r"(conv_in|conv_out)$|(time_embedding|down_blocks|mid_block|up_blocks)\."
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> Conditioning:
+        expect_long_texts(pipeline.tokenizer)
         with torch.no_grad():
             embeds, _ = pipeline.encode_prompt(
                 list(prompts), pipeline._execution_device, 1, do_classifier_free_guidance=False

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..text import expect_long_texts
 from .clip import CosineReward, TransformersClip, read_clip_model
 from .images import Preprocess
 from .weights import WeightStore
@@ -41,6 +42,7 @@ class TinyTokenizer:
 
         self._tokenizer = AutoTokenizer.from_pretrained(FOLDER, local_files_only=True)
         self.length = self._tokenizer.model_max_length
+        expect_long_texts(self._tokenizer)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """(B, L) token numbers, cut off at `length`."""

@@ -84,6 +84,9 @@ def words(prompts, **options):
     return types.SimpleNamespace(input_ids=[prompt.split() for prompt in prompts])
 
 
+words.deprecation_warnings = {}
+
+
 def test_sana_encodes_with_the_stock_pipelines_instruction_unless_told(tiny_sana, monkeypatch):
     seen = {}
 

@@ -202,6 +202,13 @@ def test_noise_of_an_image_does_not_depend_on_its_batch():
     assert batch.dtype == torch.float32
 
 
+def test_seeds_that_torch_does_not_take_are_named():
+    for seed in (2**64, -(2**63) - 1):
+        with pytest.raises(ValueError, match=f"seed {seed} is out of range: seeds go from"):
+            sample_noise((1, 2, 2), [0, seed])
+    assert sample_noise((1, 2, 2), [2**64 - 1, -(2**63)]).isfinite().all()
+
+
 def test_unknown_family_answers_with_the_known_ones():
     with pytest.raises(ValueError, match="'fluks', choose from sana_sprint, flux, sd_turbo"):
         get_family("fluks")

@@ -1,10 +1,17 @@
 """Settings from files and from the published flags: what beats what, and what is refused."""
 
+from pathlib import Path
+from typing import get_args
+
 import pytest
 
 from hypernoise.hypernoise_core.rewards import REWARDS, paper_weights
+from hypernoise.training import cli
 from hypernoise.training.arguments import CONFIGS, read_arguments, read_config, to_toml
+from hypernoise.training.command_line import bind, parameters_of
 from hypernoise.training.config import TrainingConfig
+from hypernoise.training.evaluation.settings import EvaluationConfig
+from hypernoise.training.evaluation.wordings import ask_command
 
 SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.toml"))
 
@@ -93,6 +100,10 @@ def test_a_file_that_was_saved_with_a_byte_order_mark_is_read(tmp_path):
         ("rewards = 3", "rewards must be of type"),
         ("[rewards]\nhps = 'much'", "rewards.hps must be of type float"),
         ("lr = ", "is no TOML file"),
+        ('save_dir = "C:\\new"', "save_dir holds '\\n', part of no path: in double quotes"),
+        ('task = "C:\\texts\\a.txt"', "write a Windows path in 'single quotes'"),
+        ('lr = 1.0\nsave_dir = "C:\\Users\\me"', "or with forward slashes"),
+        ('data_dir = "C:\\data\\"', "write a Windows path in 'single quotes'"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_the_file(text, message, tmp_path):
@@ -121,3 +132,50 @@ def test_a_mistake_in_a_file_is_named_with_the_file(text, message, tmp_path):
 def test_settings_that_make_no_sense_are_refused_by_name(bad, message):
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**bad)
+
+
+def test_a_windows_path_in_single_quotes_stays_as_it_is(tmp_path):
+    (tmp_path / "mine.toml").write_text("task = 'C:\\new\\texts.txt'\nsave_dir = 'C:/new'")
+    values = read_config(str(tmp_path / "mine.toml"))
+    assert values["task"] == "C:\\new\\texts.txt" and str(values["save_dir"]) == "C:/new"
+
+
+def test_a_tilde_stands_for_the_home_directory_in_files_and_flags(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = ["data_dir", "init_adapter", "cache_dir", "rewards_folder", "save_dir"]
+    texts = ["model", "task", "eval_task"]
+    lines = [f'{name} = "~/{name}"' for name in (*paths, *texts)]
+    (tmp_path / "mine.toml").write_text("\n".join([*lines, 'noise_prompt = "~/a"']))
+    of_file = read("--config", "~/mine.toml")
+    arguments = [f"--{name}=~/{name}" for name in (*paths, *texts)]
+    of_flags = bind(cli.train, arguments, read()).keywords["settings"]
+    for config in (of_file, of_flags):
+        assert all(getattr(config, name) == tmp_path / name for name in paths)
+        assert all(getattr(config, name) == str(tmp_path / name) for name in texts)
+    assert of_file.noise_prompt == "~/a"  # a prompt is no path
+
+
+def test_every_path_of_every_command_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = {cli.train: TrainingConfig(), cli.evaluate: EvaluationConfig()}
+    tried = 0
+    for command in cli.COMMANDS.values():
+        parameters = parameters_of(command, settings.get(command))
+        places = [p for p in parameters if Path in (p.kind, *get_args(p.kind))]
+        for place in places:
+            words = [f"{p.flag}=~/x" if p.has_flag else "~/x" for p in places]
+            bound = bind(command, words, settings.get(command)).keywords
+            found = bound.get(place.name, getattr(bound.get("settings"), place.name, None))
+            assert found in (tmp_path / "x", (tmp_path / "x",)), (command, place)
+            tried += 1
+    assert tried > 20
+    assert bind(cli.generate, ["--model=~/x"]).keywords["model"] == str(tmp_path / "x")
+    assert EvaluationConfig(ablation=("a=~/x",)).ablations == {"a": tmp_path / "x"}
+
+
+def test_a_prompt_command_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    program = tmp_path / "ask"
+    program.write_text('#!/bin/sh\ncat > /dev/null\necho \'{"candidates": ["b"]}\'\n')
+    program.chmod(0o755)
+    assert ask_command("~/ask", ["a"]) == {"a": ["a", "b"]}

@@ -2,8 +2,12 @@
 
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.generate import generate
-from hypernoise.training.cli import main
+from hypernoise.training import cli, versions
+from hypernoise.training.command_line import bind, parameters_of
+from hypernoise.training.config import TrainingConfig
+from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.inference import EMBEDDED_ADAPTER
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.published_models import PUBLISHED
@@ -84,6 +91,7 @@ def test_reno_writes_better_images_and_the_noise_they_come_from(tmp_path):
     ("arguments", "message"),
     [
         (["generate"], "no prompt"),
+        (["generate", "--prompt", "a"], "generate has no flag --prompt: did you mean --prompts?"),
         (["reno"], "no prompt"),
         (["reno", "--prompts", "a", "--iterations", "0"], "iterations must be above 0"),
         (["reno", "--prompts", "a", "--rewards", "niceness"], "unknown reward 'niceness'"),
@@ -118,6 +126,155 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["foo"], "no command 'foo': there are demo, train,"),
+        (["generat"], "no command 'generat': did you mean generate?"),
+        (["--versoin"], "no command '--versoin'"),
+        (["generate", "--prompt", "a"], "generate has no flag --prompt: did you mean --prompts?"),
+        (["generate", "--prompt=a"], "generate has no flag --prompt: did you mean --prompts?"),
+        (["train", "--config", "tiny-sprint", "--stepz", "1"], "did you mean --steps?"),
+        (["train", "--save_dri", "x"], "no flag --save_dri: did you mean --save_dir?"),
+        (["train", "--no-memsav"], "no flag --no-memsav: did you mean --no-memsave?"),
+        (["train", "--clip_weight", "3"], "did you mean --clip_weighting?"),
+        (["train", "--modulate_noise"], "did you mean --enable_modulate_noise?"),
+        (["evaluate", "--sede", "1"], "did you mean --seeds?"),
+        (["score", "x", "--prompt", "p"], "did you mean --prompts?"),
+        (["reno", "--prompts", "a", "--zzz"], "reno has no flag --zzz, see hypernoise reno --help"),
+        (["info", "--adaptr=x"], "info has no flag --adaptr"),
+        (["export", "--adapter", "a", "b"], "is given without one: hypernoise export ADAPTER OUT"),
+        (["generate", "--prompts", "-red"], "is joined to its flag, as in --prompts=-a"),
+        (["generate", "--prompts", "-(red)"], "no flag '-(red)'"),
+        (["generate", "a red circle"], "generate does not take 'a red circle'"),
+        (["info"], "info needs ADAPTER: hypernoise info ADAPTER [flags]"),
+        (["export", "a"], "export needs OUT: hypernoise export ADAPTER OUT [flags]"),
+        (["generate", "--steps"], "--steps: expected one argument"),
+        (["generate", "--steps", "--seed", "1"], "--steps: expected one argument"),
+        (["generate", "--steps", "x"], "--steps: must be of type int, not 'x'"),
+        (["generate", "--height", "x"], "--height: must be of type int, not 'x'"),
+        (["train", "--lr", "fast"], "--lr: must be of type float, not 'fast'"),
+        (
+            ["train", "--hps_weighting", "much"],
+            "--hps_weighting/--hps-weighting: invalid float value",
+        ),
+        (["train", "--optim", "foo"], "--optim: must be one of sgd, adam, adamw, lbfgs, not 'foo'"),
+        (["evaluate", "--layout", "foo"], "--layout: must be one of geneval,"),
+        (["evaluate", "--seeds", "0"], "seeds must be at least 1, not 0"),
+        (["train", "--batch_size", "0"], "batch_size must be above 0, not 0"),
+        (["train", "--resume=yes"], "--resume/--no-resume: ignored explicit argument 'yes'"),
+        (["generate", "--prompts", "a", "--out", "file/b"], "--out file/b: "),
+        (["generate", "--prompts", "a", "--out", "a" * 300], "File name too long"),
+        (["reno", "--prompts", "a", "--out", "file"], "choose another --out"),
+        (["demo", "--out", "file"], "choose another --out"),
+        (["evaluate", "--out", "file/b"], "choose another --out"),
+        (["score", "gone", "--prompts", "p", "--csv", "file/b.csv"], "choose another --csv"),
+        (["score", "gone", "--prompts", "p", "--csv", "folder"], "--csv folder is a folder"),
+        (["card", "gone", "--out", "file/b"], "choose another --out"),
+        (["export", "gone", "file/b.safetensors"], "choose another OUT"),
+        (["train", "--seed", "18446744073709551616"], "seed 18446744073709551616 is out of range"),
+        (["demo", "--seed", "-9223372036854775809"], "seeds go from -9223372036854775808 to"),
+        (["generate", "--prompts", "a", "--seed", "18446744073709551616"], "is out of range"),
+        (
+            ["reno", "--prompts", "a", "b", "--seed", "18446744073709551615", "--model", "gone"],
+            "seed 18446744073709551616 is out of range: seeds go from",
+        ),
+        (["download", "rewards", "--folder", "file"], "choose another --folder"),
+    ],
+)
+def test_a_mistake_on_the_command_line_ends_in_one_line_that_names_it(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hypernoise", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert message in output.err and output.err.count("\n") == 1 and output.out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_texts_that_begin_with_a_dash_are_prompts():
+    def bound(*arguments: str) -> dict:
+        return bind(cli.generate, arguments).keywords
+
+    assert bound("--prompts", "-a red circle", "--help me") == {
+        "prompts": ("-a red circle", "--help me")
+    }
+    assert bound("--prompts=-red", "--prompts", "b", "-5") == {"prompts": ("-red", "b", "-5")}
+    assert bound("--prompts=--steps=3", "--images_per_prompt=2") == {
+        "prompts": ("--steps=3",),
+        "images_per_prompt": 2,
+    }
+    assert bind(cli.info, ["--", "-a"]).keywords == {"adapter": Path("-a")}
+
+
+def test_none_takes_back_what_a_config_says():
+    config = bind(cli.train, ["--steps", "None"], TrainingConfig(steps=3)).keywords["settings"]
+    assert config.steps is None
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_lists_every_flag_with_a_sentence(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hypernoise", name, "--help"])
+    cli.main()
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: hypernoise {name} ")
+    text = "".join(text.split())  # lines also break behind hyphens
+    settings = {"train": TrainingConfig(), "evaluate": EvaluationConfig()}.get(name)
+    for parameter in parameters_of(cli.COMMANDS[name], settings):
+        assert parameter.help, parameter
+        place = parameter.flag if parameter.has_flag else parameter.name.upper()
+        sentence = re.escape("".join(parameter.help.split()))
+        assert re.search(rf"{place}.{{,60}}{sentence}", text), parameter
+    monkeypatch.setattr(sys, "argv", ["hypernoise"])
+    cli.main()
+    assert f"\n  {name} " in capsys.readouterr().out
+
+
+def test_the_version_is_ready_for_a_report(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hypernoise", "--version"])
+    cli.main()
+    text = capsys.readouterr().out
+    for package in ("hypernoise", "diffusers", "transformers", "accelerate", "peft"):
+        assert f"{package} {metadata.version(package)}\n" in text
+    assert f"\ntorch {torch.__version__}\n" in text
+    assert f"Python {platform.python_version()} on " in text and "\ndevice " in text
+
+
+def test_the_version_is_told_where_packages_are_missing(monkeypatch, capsys):
+    def version(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(versions, "version", version)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(sys, "argv", ["hypernoise", "--version"])
+    cli.main()
+    text = capsys.readouterr().out
+    assert "diffusers is not installed\n" in text and "device unknown" in text
+
+
+def test_a_command_imports_what_it_needs_alone(tmp_path):
+    """A mistyped one nothing, and `info` no library of the generators."""
+    script = (
+        "import sys\n"
+        "from hypernoise.training import cli\n"
+        "sys.argv = ['hypernoise', 'generate', '--prompt', 'a']\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert end.code == 2\n"
+        "assert 'torch' not in sys.modules\n"
+        f"sys.argv = ['hypernoise', 'info', {str(EMBEDDED_ADAPTER)!r}]\n"
+        "cli.main()\n"
+        "print(*{'diffusers', 'transformers', 'accelerate'} & sys.modules.keys(), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[1:] == [""]
+    assert json.loads(result.stdout)["kind"] == "noise hypernetwork"
 
 
 def test_a_short_demo_writes_the_whole_report(tmp_path):
@@ -170,7 +327,7 @@ def test_an_adapter_without_alpha_is_usable_in_each_command_that_takes_it(
 
     def call(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["hypernoise", *arguments])
-        main()
+        cli.main()
         return capsys.readouterr().out
 
     with pytest.raises(SystemExit):

@@ -1,6 +1,7 @@
 """Prompts that people type, paste and share: each works, or one message says what is wrong."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
+from transformers import AutoTokenizer
 
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
 from hypernoise.hypernoise_core.library_folder import LibraryFolderError, check_pipeline
@@ -129,6 +131,26 @@ def test_the_generator_reads_every_prompt_or_refuses_it(pipeline, tally):
         generate(pipeline, [], seeds=[])
     with pytest.raises(ValueError, match="at least one"):
         encode_prompts(pipeline, [])
+
+
+def test_a_long_prompt_is_cut_off_without_a_word_of_indexing_errors(tally):
+    """What rewards leave out they say themselves."""
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = told.append
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    logger.addHandler(handler)
+    try:
+        long = "a red circle " * 200
+        encode_prompts(load_pipeline("tiny-sprint"), [long])
+        (complaint,) = load_rewards({"tiny-preference": 1.0}).complaints([long])
+        assert "leaves out the end of the prompt" in complaint
+        assert told == []
+        AutoTokenizer.from_pretrained(EMBEDDED["tiny-sprint"] / "tokenizer")(long)
+        assert "indexing errors" in told[0].getMessage()  # so it would have been heard
+    finally:
+        logger.removeHandler(handler)
+    tally("prompts to the generator").count("worked")
 
 
 def test_very_many_prompts_are_encoded(pipeline, rewards, scale):
@@ -444,6 +466,10 @@ def commands(folder: Path) -> dict[str, tuple[list[str], bool]]:
     long_prompt = f"{HOSTILE} " + "word " * 500
     return {
         "a hostile prompt": (["generate", "--prompts", HOSTILE, "--out", "o1"], True),
+        "a prompt like a flag": (["generate", "--prompts", "-a red circle", "--b c", "--out=o7"],
+                                 True),
+        "a hostile flag": (["generate", f"--prompt{HOSTILE}", "a"], False),
+        "a hostile command": ([HOSTILE], False),
         "many shapes of text": (["generate", "--prompts", long_prompt, "", "--out", "o2"], True),
         "a file with a mark": (["generate", "--prompts-file", "good.txt", "--out", "o3"], True),
         "bytes": (["generate", "--prompts", os.fsdecode(b"caf\xe9"), "--out", "o4"], False),

@@ -37,6 +37,7 @@ from hypernoise.tests.trust.runs import (
 )
 from hypernoise.training.checkpoints import Checkpoints
 from hypernoise.training.tracking import FILE as METRICS
+from hypernoise.training.tracking import read
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks runs")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or mounts")
@@ -195,6 +196,28 @@ def test_going_on_with_a_finished_run_changes_nothing(server, work, reference, t
     assert not differences(run, reference)
 
 
+def test_a_schedule_that_another_length_changes_is_told(server, work, reference, tmp_path, tally):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)  # cosine, 4 updates
+    longer = server.train(work, "--save_dir", run, "--resume", "--steps", "8")
+    assert longer.returncode == 0 and longer.errors.count("warning: the ") == 1, longer.errors
+    assert (
+        "warning: the cosine schedule was planned for 4 updates and is now for 8 updates: after "
+        "update 4 the learning rate is 0.0005 where it would have been 0\n"
+    ) in longer.errors
+    (rate,) = [line["lr"] for line in read(run) if line["step"] == 5 and "lr" in line]
+    assert rate == pytest.approx(0.0005)
+    again = server.train(work, "--save_dir", run, "--resume", "--steps", "8")
+    limited = server.train(work, "--save_dir", run, "--resume", "--steps=8", "--max_seconds=1000")
+    assert "schedule" not in again.errors
+    assert "for 8 updates and is now for 8 updates or 1000 seconds" in limited.errors
+    arguments = ["--save_dir", tmp_path / "constant", "--schedule", "constant", "--steps"]
+    assert server.train(work, *arguments, "1").returncode == 0
+    constant = server.train(work, *arguments, "2", "--resume")
+    assert constant.returncode == 0 and "schedule" not in constant.errors
+    tally("a schedule of another length").count("told")
+
+
 def test_ctrl_c_while_a_run_starts_ends_it_in_one_line(server, work, tmp_path, tally):
     first = (
         "import os, signal, hypernoise.training.run as run\n"
@@ -335,6 +358,24 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(server, work, tmp_pa
         assert result.returncode == 2 and "cannot be written" in result.message
         assert "--save_dir" in result.message and "encoding" not in result.errors
         counts.count("refused")
+        arguments = ["--save_dir", tmp_path / "run", "--cache_dir", tmp_path / "disk" / "cache"]
+        result = server.train(work, *arguments)
+        assert result.returncode == 2 and "cannot be written" in result.message
+        assert "--cache_dir" in result.message and "encoding" not in result.errors
+        assert not (tmp_path / "run").exists()
+        counts.count("refused")
+
+
+@linux
+def test_a_cache_that_cannot_be_written_serves_where_it_holds_all(server, work, tmp_path, tally):
+    disk = tmp_path / "disk"
+    with small_disk(disk, "size=8m"):
+        result = server.train(work, "--save_dir", tmp_path / "first", "--cache_dir", disk)
+        assert result.returncode == 0, result.errors
+        with read_only(disk):
+            result = server.train(work, "--save_dir", tmp_path / "second", "--cache_dir", disk)
+        assert result.returncode == 0, result.errors
+    tally("a full cache that cannot be written").count("worked")
 
 
 @linux

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.generate import encode_prompts
@@ -25,6 +24,7 @@ from ...hypernoise_core.text_file import read_text
 from ..inference import write_png
 from ..pipelines import load_pipeline
 from ..processes import join
+from ..progress import progress_bar
 from ..prompt_files import clean_prompt, json_lines, read_file
 from ..published_models import image_size
 from ..run import identity_of_weights
@@ -225,7 +225,7 @@ class _Writer:
         self._check(folder, method, run)
         left = [(number, item) for number, item in self.own if not item.is_done(folder)]
         made = get_entry(method).make(self._ingredients(method, run, [i for _, i in left]))
-        bar = tqdm(total=len(left), desc=name, disable=not self.accelerator.is_main_process)
+        bar = progress_bar(total=len(left), desc=name, disable=not self.accelerator.is_main_process)
         at_a_time = max(1, self.config.batch_size // self.config.seeds)
         with bar:
             for start in range(0, len(left), at_a_time):

@@ -11,6 +11,7 @@ from ...hypernoise_core.rewards import parse_weights
 from ..config import TrainingConfig
 from ..inference import EMBEDDED_ADAPTER
 from ..pipelines import EMBEDDED, default_rewards
+from ..values import Place, expand_home
 from .catalogue import BASE, METHODS, get_entry
 
 _TABLE_STEPS = (1, 2, 4, 8, 16, 32)
@@ -25,7 +26,7 @@ class EvaluationConfig:
         ValueError: a value is out of its range, or a method lacks what it needs.
     """
 
-    model: str = "tiny-sprint"
+    model: Place = "tiny-sprint"
     """Generator: tiny-sprint, sana, flux, sd-turbo, a diffusers folder, or a repository in the
     Hugging Face cache."""
     adapter: tuple[Path, ...] = ()
@@ -46,7 +47,7 @@ class EvaluationConfig:
     seeds: int = 4
     """Images of each prompt, from different noises."""
 
-    task: str | None = None
+    task: Place | None = None
     """Prompts, named as for `hypernoise train`. Default: held-out captions for tiny-sprint, else
     example-prompts."""
     data_dir: Path | None = None
@@ -123,7 +124,7 @@ class EvaluationConfig:
     def ablations(self) -> dict[str, Path]:
         """Adapters of the ablation by name."""
         parts = (text.partition("=") for text in self.ablation)
-        return {name: Path(file) for name, _, file in parts}
+        return {name: Path(expand_home(file)) for name, _, file in parts}
 
     @property
     def chosen_steps(self) -> tuple[int, ...]:

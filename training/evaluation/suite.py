@@ -20,6 +20,7 @@ from ...hypernoise_core.file_identity import sha256_of
 from ...hypernoise_core.hypernetwork import NoiseHypernetwork, sample_noise
 from ...hypernoise_core.strict_json import parse_object
 from ...hypernoise_core.text_file import read_text
+from ..progress import progress_bar
 from ..run import Parts
 from ..tiny_world.checker import is_correct
 from .adapters import ABLATION, Adapters
@@ -163,7 +164,7 @@ class Suite:
         own = share_out(left, accelerator.num_processes)[accelerator.process_index]
         if own:
             self._warm_up(own)
-        with tqdm(
+        with progress_bar(
             total=sum(cell.cost for cell in own),
             desc=f"evaluating {len(own)} of {len(self.cells)} cells",
             unit="pass",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ...hypernoise_core.text_file import is_blank, lines
 from ..tiny_world.captions import PREFIXES, parse_caption
+from ..values import expand_home
 
 
 def paraphrase(caption: str) -> list[str]:
@@ -29,7 +30,7 @@ def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
     in the same order: {"candidates": ["...", ...]}.
 
     Args:
-        command: with its arguments, as a shell splits them; no shell runs it.
+        command: with its arguments, as a shell splits them, and expands ~; no shell runs it.
 
     Returns:
         Wordings by prompt, the prompt itself first.
@@ -40,7 +41,7 @@ def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
     questions = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
     try:
         result = subprocess.run(
-            shlex.split(command),
+            [expand_home(word) for word in shlex.split(command)],
             input="\n".join(questions) + "\n",
             stdout=subprocess.PIPE,
             encoding="utf-8",

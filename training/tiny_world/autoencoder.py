@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from torch import Tensor
-from tqdm import tqdm
 
+from ..progress import progress_bar
 from .generator import build_vae
 from .optimization import MuonAdamW
 from .pool import Pool
@@ -24,7 +24,7 @@ def train_autoencoder(pool: Pool, *, steps: int, seed: int) -> AutoencoderDC:
     torch.manual_seed(seed)
     vae = build_vae().to(memory_format=torch.channels_last)
     optimizer = MuonAdamW([vae], steps=steps, adamw_lr=2e-3, muon_lr=2e-3)
-    for step in (bar := tqdm(range(steps), desc="autoencoder", mininterval=5)):
+    for step in (bar := progress_bar(range(steps), desc="autoencoder", mininterval=5)):
         images = pool.batch(rng.choices(range(len(pool)), k=_BATCH)) * 2 - 1
         latents = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent
         decoded = vae.decode(latents + _NOISE * torch.randn_like(latents)).sample
@@ -45,7 +45,7 @@ def refine_decoder(vae: AutoencoderDC, pool: Pool, *, steps: int, seed: int) -> 
     vae.to(memory_format=torch.channels_last)
     vae.decoder.requires_grad_(True)
     optimizer = MuonAdamW([vae.decoder], steps=steps, adamw_lr=1.5e-3, muon_lr=1.5e-3)
-    for step in (bar := tqdm(range(steps), desc="decoder", mininterval=5)):
+    for step in (bar := progress_bar(range(steps), desc="decoder", mininterval=5)):
         images = pool.batch(rng.choices(range(len(pool)), k=_BATCH)) * 2 - 1
         with torch.no_grad():
             latents = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent

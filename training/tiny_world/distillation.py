@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import Gemma2Model
 
+from ..progress import progress_bar
 from .generator import INSTRUCTION, build_text_encoder, build_tokenizer, build_transformer
 from .optimization import Ema, MuonAdamW
 
@@ -73,7 +73,7 @@ def _optimize(
     averages = [Ema(module) for module in modules]
     generator.transformer.compile()  # a third faster on a CPU; the averages stay plain modules
     running = None
-    for step in (bar := tqdm(range(1, steps + 1), desc=description, mininterval=10)):
+    for step in (bar := progress_bar(range(1, steps + 1), desc=description, mininterval=10)):
         loss = loss_of()
         optimizer.step(loss)
         for average, module in zip(averages, modules, strict=True):
@@ -166,7 +166,7 @@ def make_pairs(
     noise = torch.randn(len(texts), *shape)
     images = [
         integrate(teacher, noise[i : i + 256], tokens[i : i + 256], steps=steps, guidance=guidance)
-        for i in tqdm(range(0, len(texts), 256), desc="pairs", mininterval=10)
+        for i in progress_bar(range(0, len(texts), 256), desc="pairs", mininterval=10)
     ]
     return Pairs(noise, torch.cat(images), tokens)
 

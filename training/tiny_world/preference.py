@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from tokenizers import processors
 from torch import Tensor
-from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
+from ..progress import progress_bar
 from .generator import build_tokenizer, vocabulary
 from .optimization import MuonAdamW
 from .pool import Pool
@@ -106,7 +106,7 @@ def train_preference(pool: Pool, *, steps: int, seed: int) -> CLIPModel:
     torch.manual_seed(seed)
     model, tokenizer = build_preference(), build_preference_tokenizer()
     optimizer = MuonAdamW([model], steps=steps, adamw_lr=1e-3, muon_lr=2e-3)
-    for step in (bar := tqdm(range(steps), desc="tiny-preference", mininterval=5)):
+    for step in (bar := progress_bar(range(steps), desc="tiny-preference", mininterval=5)):
         anchors = [rng.randrange(len(pool)) for _ in range(_GROUPS)]
         indices = [i for a in anchors for i in pool.lookalikes(a, _GROUP_SIZE, rng)]
         texts = [pool.captions[i].text for i in indices]

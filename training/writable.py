@@ -1,0 +1,46 @@
+"""Whether a place can be written, tried before the work whose result it is to take."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Writes into the folder, or where it is to be made, and leaves nothing behind.
+
+    Args:
+        flag: what the folder is given by, for the message.
+
+    Raises:
+        OSError: it cannot be written; names the flag.
+    """
+    _check(folder, f"{flag} {folder}", flag)
+
+
+def check_file(file: Path, flag: str) -> None:
+    """The same for a file, which is written beside its place and then moved there."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{flag} {file} is a folder: name a file")
+    _check(file.parent, f"{flag} {file}", flag)
+
+
+def _check(folder: Path, given: str, flag: str) -> None:
+    places = (folder, *folder.absolute().parents)
+    try:
+        there = next(path for path in places if path.exists() or path.is_symlink())
+        is_folder = there.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise type(error)(f"{given}: {error.strerror}; choose another {flag}") from error
+    if not is_folder:
+        raise NotADirectoryError(
+            f"{given}: {there} is a file, and no folder can be made of it; choose another {flag}"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=there, buffering=0) as file:
+            file.write(b"?")
+    except OSError as error:
+        raise type(error)(
+            f"{given}: {there} cannot be written ({error.strerror}); choose another {flag}, or "
+            f"make it writable"
+        ) from error
