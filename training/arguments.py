@@ -17,7 +17,6 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from ..hypernoise_core.rewards import REWARDS, parse_weights
 from ..hypernoise_core.text_file import read_text
-from .command_line import Parser
 from .config import TrainingConfig
 from .values import Place, bare, expand_home, is_place, read_value
 
@@ -62,8 +61,13 @@ def other_flags() -> list[str]:
     return [f"--{name}" for name in names]
 
 
-def _parser() -> Parser:
-    parser = Parser()
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise ValueError(message.removeprefix("argument "))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     parser.add_argument("--rewards")
     parser.add_argument(*_spellings("disable_reg"), action="store_true")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..hypernoise_core.text import printable
-from .command_line import HELP, HelpAsked, bind
+from .command_line import bind
 from .values import Place
 from .versions import describe_versions
 from .writable import check_file, check_folder
@@ -414,14 +414,12 @@ def main() -> None:
     """Runs the command that sys.argv names; bad input ends in one line and exit code 2."""
     name, *arguments = sys.argv[1:] or ["--help"]
     try:
-        if name in HELP:
+        if name in ("-h", "--help"):
             print(_overview())
         elif name == "--version":
             print("\n".join(describe_versions()))
         else:
             _bind(name, arguments)()
-    except HelpAsked as asked:
-        print(asked)
     except (ValueError, OSError, ImportError) as error:
         print(f"hypernoise: {printable(_in_words(error))}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress
 
 from ..hypernoise_core.hypernetwork import check_seeds
 from ..hypernoise_core.rewards import get_reward, paper_weights
-from .command_line import NO_FLAG
 from .values import Place
 
 
@@ -54,11 +55,11 @@ class TrainingConfig:
     ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights, which is what is evaluated and saved
     then; 0: none."""
-    modulate_noise: bool = field(default=True, metadata=NO_FLAG)
+    modulate_noise: Annotated[bool, Suppress] = True
     """Add the hypernetwork's output to the noise; otherwise it takes the noise's place."""
 
     # The objective
-    rewards: dict[str, float] = field(default_factory=paper_weights, metadata=NO_FLAG)
+    rewards: Annotated[dict[str, float], Suppress] = field(default_factory=paper_weights)
     """Weight of each reward; the command line has flags of its own for it."""
     reg_type: Literal["l2", "kl"] = "l2"
     """l2: mean of f squared. kl: negative log-density of the modulated noise's norm."""

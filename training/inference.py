@@ -23,7 +23,8 @@ def read_prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
         FileNotFoundError: there is no such file.
         ValueError: there is no prompt, or the file cannot be read.
     """
-    found = [*prompts, *(read_file(file) if file else [])]
+    typed = [prompt.strip() for prompt in prompts]
+    found = [*typed, *(read_file(file) if file else [])]
     if not found:
         raise ValueError("no prompt: give --prompts 'a red circle' or --prompts-file FILE")
     return found

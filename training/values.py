@@ -7,12 +7,47 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-Place = Annotated[str, "a file or folder, or a name"]
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+
+def expand_home(text: str) -> str:
+    """The text with the home directory in place of ~ or ~NAME at its beginning, as shells do it."""
+    return os.path.expanduser(text)
+
+
+Place = Annotated[
+    str,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: expand_home(words[0]),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda text: [text],
+    ),
+]
 """A text that names a file or a folder where it is no other name, such as that of a model."""
+
+FLAGS = ConstructorRegistry()
+"""How tyro reads the types that it knows otherwise: a Path with its ~ expanded."""
+
+
+@FLAGS.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: Path(expand_home(words[0])),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 def bare(kind: Any) -> Any:
-    """The type of what is given, without None; a `Place` stays one."""
+    """The type of what is given, without None and annotations; a `Place` stays one."""
+    if get_origin(kind) is Annotated and kind != Place:
+        kind = get_args(kind)[0]
     if get_origin(kind) in (Union, UnionType):
         (kind,) = (part for part in get_args(kind) if part is not NoneType)
     return kind
@@ -23,25 +58,14 @@ def is_place(kind: Any) -> bool:
     return kind is Path or kind == Place
 
 
-def expand_home(text: str) -> str:
-    """The text with the home directory in place of ~ or ~NAME at its beginning, as shells do it."""
-    return os.path.expanduser(text)
-
-
 def read_value(kind: Any, text: str) -> Any:
-    """A text as a value of a type: str, Place, Path, Literal, int or float.
+    """A text of a config file as a Place, a Path or one of a Literal's.
 
     Raises:
         ValueError: it is none; says what it has to be.
     """
-    kind = bare(kind)
-    if get_origin(kind) is Literal:
-        if text in get_args(kind):
-            return text
+    if get_origin(kind) is Literal and text not in get_args(kind):
         raise ValueError(f"must be one of {', '.join(get_args(kind))}, not {text!r:.60}")
     if is_place(kind):
         text = expand_home(text)
-    try:
-        return text if kind == Place else kind(text)
-    except ValueError:
-        raise ValueError(f"must be of type {kind.__name__}, not {text!r:.60}") from None
+    return Path(text) if kind is Path else text

@@ -1,14 +1,15 @@
 """Settings from files and from the published flags: what beats what, and what is refused."""
 
+from inspect import signature
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 
 from hypernoise.hypernoise_core.rewards import REWARDS, paper_weights
 from hypernoise.training import cli
 from hypernoise.training.arguments import CONFIGS, read_arguments, read_config, to_toml
-from hypernoise.training.command_line import bind, parameters_of
+from hypernoise.training.command_line import bind
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.evaluation.wordings import ask_command
@@ -160,13 +161,17 @@ def test_every_path_of_every_command_may_begin_with_a_tilde(tmp_path, monkeypatc
     settings = {cli.train: TrainingConfig(), cli.evaluate: EvaluationConfig()}
     tried = 0
     for command in cli.COMMANDS.values():
-        parameters = parameters_of(command, settings.get(command))
-        places = [p for p in parameters if Path in (p.kind, *get_args(p.kind))]
-        for place in places:
-            words = [f"{p.flag}=~/x" if p.has_flag else "~/x" for p in places]
-            bound = bind(command, words, settings.get(command)).keywords
-            found = bound.get(place.name, getattr(bound.get("settings"), place.name, None))
-            assert found in (tmp_path / "x", (tmp_path / "x",)), (command, place)
+        own = settings.get(command)
+        types = {type(config).__name__: type(config) for config in settings.values()}
+        hints = get_type_hints(command, localns=types)
+        hints |= get_type_hints(type(own)) if own else {}
+        required = [p.name for p in signature(command).parameters.values() if p.default is p.empty]
+        places = [name for name, kind in hints.items() if Path in (kind, *get_args(kind))]
+        words = ["~/x" if name in required else f"--{name}=~/x" for name in places]
+        bound = bind(command, words, own).keywords
+        for name in places:
+            found = bound.get(name, getattr(bound.get("settings"), name, None))
+            assert found in (tmp_path / "x", (tmp_path / "x",)), (command, name)
             tried += 1
     assert tried > 20
     assert bind(cli.generate, ["--model=~/x"]).keywords["model"] == str(tmp_path / "x")
