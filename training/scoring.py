@@ -277,6 +277,7 @@ class _Table:
             ValueError: all are of images that are not in the folder.
         """
         if not rows:
+            self._remove_parts()  # of which a crash may have left half a line
             return
         here = [row for row in rows if row.image in self.prompts]
         if not here:
@@ -314,6 +315,9 @@ class _Table:
         """Writes the table anew, in the order of the images, and removes the parts."""
         ordered = sorted(rows, key=lambda row: row.image)
         write_atomically(self.file, _as_csv([self.columns, *map(self._cells, ordered)]).encode())
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
         for part in self._parts:
             part.unlink()
 
@@ -323,7 +327,7 @@ class _Table:
         return [_as_text(row.image), _as_text(row.prompt), *scores, row.identity]
 
     def _read(self, file: Path) -> list[Row]:
-        """The whole lines of a table; a line that a crash has cut short is left out.
+        """The lines of the table, or of a part, where one that a crash has cut short is left out.
 
         Raises:
             ValueError: the table has other columns.
@@ -331,7 +335,8 @@ class _Table:
         if not file.is_file():
             return []
         try:
-            text = _whole_lines(file).decode("utf-8-sig")  # a spreadsheet may have saved it
+            content = file.read_bytes() if file == self.file else _whole_lines(file)
+            text = content.decode("utf-8-sig")  # a spreadsheet may have saved it
             lines = list(csv.reader(io.StringIO(text, newline="")))
         except (ValueError, csv.Error) as error:
             raise _no_table(file, error) from error

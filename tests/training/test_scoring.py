@@ -217,6 +217,27 @@ def test_rows_that_a_crash_left_are_held_against_the_images_too(images, prompts,
     assert again.scored == 4 and totals(table)[first] == 1.0 and not parts[1].exists()
 
 
+def test_half_a_first_row_that_a_crash_left_spoils_no_other(images, prompts, tmp_path):
+    table, rewards = tmp_path / "out.csv", load_rewards({"redness": 1.0})
+    header = "image,prompt,redness,total,identity\r\n"
+    (tmp_path / "out.csv.part0").write_bytes(f"{header}5.png,half a li".encode())
+    with pytest.raises(Interrupted):
+        score_folder(images, prompts, Rewards(rewards, stop_after=4), table, 2, SCORER)
+    again = Rewards(rewards)
+    score_folder(images, prompts, again, table, 2, SCORER)
+    assert again.scored == 3 and list(totals(table)) == find_images(images)
+
+
+def test_a_table_that_a_spreadsheet_has_saved_is_gone_on_with(images, prompts, tmp_path):
+    table, rewards = tmp_path / "out.csv", load_rewards({"redness": 1.0})
+    score_folder(images, prompts, rewards, table, 4, SCORER)
+    before = table.read_bytes()
+    table.write_bytes(b"\xef\xbb\xbf" + before.replace(b"\r\n", b"\n"))
+    again = Rewards(rewards)
+    score_folder(images, prompts, again, table, 4, SCORER)
+    assert again.scored == 0 and table.read_bytes() == before
+
+
 def test_a_table_of_another_folder_is_not_overwritten(images, prompts, tmp_path):
     table, rewards = tmp_path / "out.csv", load_rewards({"redness": 1.0})
     score_folder(images, prompts, rewards, table, 4, SCORER)
