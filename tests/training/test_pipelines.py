@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hypernoise.training.pipelines import ASSETS, model_identity, text_parts
+from hypernoise.training.pipelines import ASSETS, model_folder, model_identity, text_parts
 
 TINY = ASSETS / "tiny-sprint"
 WEIGHTS = Path("transformer", "diffusion_pytorch_model.safetensors")
@@ -50,3 +50,18 @@ def test_the_text_encoders_are_others_where_one_of_their_files_is(copy):
     assert model_identity(copy, ["text_encoder"]) != before
     with pytest.raises(FileNotFoundError, match="no file of text_encoder_9 in"):
         model_identity(copy, ["text_encoder_9"])
+
+
+def test_a_name_in_the_cache_that_has_moved_on_is_another_model(tmp_path):
+    """There a repository's files lie by revision, and refs/main names the newest one."""
+    repository = tmp_path / "models--owner--tiny"
+    found = []
+    for revision, version in (("a" * 40, 1), ("b" * 40, 2)):
+        folder = shutil.copytree(TINY, repository / "snapshots" / revision)
+        (folder / "vae" / "config.json").write_text(f'{{"version": {version}}}')
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / "main").write_text(revision)
+        found.append(model_identity(model_folder("owner/tiny", tmp_path)))
+    assert found[0] != found[1]
+    (repository / "refs" / "main").write_text("a" * 40)
+    assert model_identity(model_folder("owner/tiny", tmp_path)) == found[0]
