@@ -13,6 +13,8 @@ from torch import nn
 
 from ..hypernoise_core.families import FAMILIES, family_of_pipeline
 from ..hypernoise_core.library_folder import read_json
+from ..hypernoise_core.strict_json import parse_object
+from ..hypernoise_core.text_file import read_text
 from .config import TrainingConfig
 
 _ARCHITECTURES = Path(__file__).with_name("architectures")
@@ -105,7 +107,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     """The pipeline's class and the configurations of its parts, by name."""
 
     def read(path: str) -> dict[str, Any]:
-        return read_json(folder / path)
+        return parse_object(read_text(folder / path))
 
     architecture = {_CLASS: read("model_index.json")[_CLASS]}
     for name in _parts(architecture[_CLASS]):
