@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..hypernoise_core.text import printable
-from .command_line import bind
-from .values import Place
 from .versions import describe_versions
 from .writable import check_file, check_folder
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
     from .evaluation.settings import EvaluationConfig
+    from .values import Place
 
 
 def demo(
@@ -394,6 +393,8 @@ def _overview() -> str:
 
 def _bind(name: str, arguments: list[str]) -> Callable[[], None]:
     """The command of that name with its arguments; nothing is imported for the others."""
+    from .command_line import bind
+
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"

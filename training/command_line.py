@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import tyro
 
-from .values import FLAGS
+from .values import FLAGS, Place
 
 _CUT = 60  # characters of a bad word in a message
 
@@ -68,8 +68,8 @@ def _binder(command: Callable[..., None], settings: Any) -> Callable[..., Callab
         return partial(command, **values)
 
     parameters = dict(inspect.signature(command).parameters)
-    # The type of its settings need not be known to the command's module.
-    own = {type(settings).__name__: type(settings)}
+    # The command's module does not import these, so that it loads where a package is missing.
+    own = {"Place": Place, type(settings).__name__: type(settings)}
     hints = get_type_hints(command, localns=own, include_extras=True)
     if settings is not None:
         parameters["settings"] = parameters["settings"].replace(default=settings)

@@ -163,6 +163,7 @@ def test_every_path_of_every_command_may_begin_with_a_tilde(tmp_path, monkeypatc
     for command in cli.COMMANDS.values():
         own = settings.get(command)
         types = {type(config).__name__: type(config) for config in settings.values()}
+        types["Place"] = str
         hints = get_type_hints(command, localns=types)
         hints |= get_type_hints(type(own)) if own else {}
         required = [p.name for p in signature(command).parameters.values() if p.default is p.empty]

@@ -262,6 +262,18 @@ def test_the_version_is_told_where_packages_are_missing(monkeypatch, capsys):
     assert "diffusers is not installed\n" in text and "device unknown" in text
 
 
+def test_a_missing_package_is_told_with_its_command(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    for module in ("command_line", "values"):
+        monkeypatch.delitem(sys.modules, f"hypernoise.training.{module}")
+    monkeypatch.setattr(sys, "argv", ["hypernoise", "generate"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "tyro" in (message := capsys.readouterr().err) and message.count("\n") == 1
+    assert 'pip install "hypernoise[train]"' in message
+
+
 def test_a_command_imports_what_it_needs_alone(tmp_path):
     """A mistyped one nothing, and `info` no library of the generators."""
     script = (
