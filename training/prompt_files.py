@@ -70,10 +70,10 @@ def read_entries(path: Path, column: str | None = None) -> list[Entry]:
     Raises:
         FileNotFoundError, ValueError, ImportError: as `read_file` raises them.
     """
-    return _clean(str(path), reader(path)(path, column))
+    return _clean(str(path), _reader_of(path)(path, column))
 
 
-def reader(path: Path) -> Callable[[Path, str | None], Entries]:
+def _reader_of(path: Path) -> Callable[[Path, str | None], Entries]:
     """The one of `READERS` that reads a file.
 
     Raises:
@@ -254,7 +254,7 @@ def _read_table(path: Path, column: str | None, delimiters: Sequence[str]) -> En
     rows = _whole_rows(path, text, delimiter)
     next(rows, None)  # the header
     return (
-        Entry(f"line {line}", row[prompt], None if image is None else row[image], True)
+        Entry(f"line {line}", row[prompt], None if image is None else row[image], in_columns=True)
         for line, row in rows
     )
 
@@ -313,7 +313,7 @@ def _read_parquet(path: Path, column: str | None) -> Entries:
             texts = file.read([column])[column].to_pylist()
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged or no .parquet file: {error}") from error
-    return (Entry(f"row {i}", text, None, True) for i, text in enumerate(texts, 1))
+    return (Entry(f"row {i}", text, in_columns=True) for i, text in enumerate(texts, 1))
 
 
 def _choose(source: str, columns: Sequence[str], asked: str | None) -> str:
