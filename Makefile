@@ -14,8 +14,8 @@ RUFF := $(VENV)/bin/ruff
 
 export PYTHON TORCH_INDEX
 
-.PHONY: demo evaluate bench test trust trust-long gpu parity comfyui browser oracle lint format \
-	lock audit versions clean distclean
+.PHONY: demo evaluate bench test trust trust-long mutants gpu parity comfyui browser oracle lint \
+	format lock audit versions clean distclean
 
 demo: $(INSTALLED)  ## train a noise hypernetwork on the embedded generator and report the gain
 	$(VENV)/bin/hypernoise demo $(ARGS)
@@ -34,6 +34,9 @@ trust: $(COMFYUI_INSTALLED)  ## hostile files, broken inputs and crashes: some t
 
 trust-long: $(COMFYUI_INSTALLED)  ## the same, as often as docs/reliability.md says
 	HYPERNOISE_TRUST=long $(PYTEST) tests/trust $(ARGS)
+
+mutants: $(COMFYUI_INSTALLED)  ## some 200 changes to the source, one at a time: do the tests notice?
+	$(VENV)/bin/python -m hypernoise.tests.mutants.run $(ARGS)
 
 gpu: $(COMFYUI_INSTALLED)  ## what only a CUDA GPU can show; the other tests never use one
 	HYPERNOISE_GPU=1 $(PYTEST) tests/gpu $(ARGS)
