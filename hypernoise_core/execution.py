@@ -1,15 +1,31 @@
-"""Ways of running a network: compiled and checkpointed, which forward hooks need to know of."""
+"""Ways of running a network that forward hooks meet: compiled, checkpointed, in several threads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from threading import Lock, RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+_turns: WeakKeyDictionary[nn.Module, AbstractContextManager] = WeakKeyDictionary()
+_turns_lock = Lock()
+
+
+def turn_of(network: nn.Module) -> AbstractContextManager:
+    """The lock of a network, for `with`: a thread waits there until no other one is inside.
+
+    What a pass of a hypernetwork puts on the frozen network, every thread that runs it would run
+    with. A thread that has the lock may take it again.
+    """
+    plain = network._modules.get("_orig_mod", network)  # torch.compile wraps it, in place of a copy
+    with _turns_lock:
+        return _turns.setdefault(plain, RLock())
 
 
 def run_eagerly(modules: Collection[nn.Module]) -> AbstractContextManager:

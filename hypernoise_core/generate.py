@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .execution import turn_of
 from .families import Conditioning, Family, family_of_pipeline
 from .hypernetwork import (
     NoiseHypernetwork,
@@ -57,10 +58,11 @@ def encode_prompts(
         raise ValueError("no prompt: encoding takes at least one")
     family = family_of_pipeline(pipeline)
     unique = list(dict.fromkeys(prompts))
-    parts = [
-        family.encode(pipeline, unique[rows], **overrides)
-        for rows in _slices(len(unique), batch_size)
-    ]
+    with turn_of(family.network(pipeline)):
+        parts = [
+            family.encode(pipeline, unique[rows], **overrides)
+            for rows in _slices(len(unique), batch_size)
+        ]
     places = {prompt: i for i, prompt in enumerate(unique)}
     rows = torch.tensor([places[prompt] for prompt in prompts])
     return {name: join_batches([part[name].cpu() for part in parts])[rows] for name in parts[0]}
@@ -93,6 +95,8 @@ def generate(
     noise_conditioning: Conditioning | None = None,
 ) -> Generated:
     """One image for each prompt and seed; an image depends on neither its batch nor the batch size.
+
+    Threads may share a pipeline: its scheduler and its network are one thread's at a time.
 
     Args:
         pipeline: a SanaSprintPipeline, FluxPipeline or StableDiffusionPipeline.
@@ -137,13 +141,14 @@ def generate(
     for rows in _slices(len(prompts), batch_size):
         x0 = noise[rows].to(device)
         c = {name: tensor[rows].to(device) for name, tensor in conditioning.items()}
-        if hypernetwork is not None:
-            c_noise = {name: tensor[rows].to(device) for name, tensor in told.items()}
-            delta = predict_delta(hypernetwork, network, x0, c_noise, strength)
-            x0 = modulate(x0, delta)
-            deltas.append(delta.cpu())
-        latents.append(family.denoise(pipeline, x0, c, steps, generators[rows]))
-        images.append(family.decode(pipeline, latents[-1]).cpu())
+        with turn_of(network):
+            if hypernetwork is not None:
+                c_noise = {name: tensor[rows].to(device) for name, tensor in told.items()}
+                delta = predict_delta(hypernetwork, network, x0, c_noise, strength)
+                x0 = modulate(x0, delta)
+                deltas.append(delta.cpu())
+            latents.append(family.denoise(pipeline, x0, c, steps, generators[rows]))
+            images.append(family.decode(pipeline, latents[-1]).cpu())
         latents[-1] = latents[-1].cpu()
     return Generated(
         images=torch.cat(images),

@@ -9,14 +9,14 @@ kh and kw kernel size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .execution import recomputed_inside, run_eagerly
+from .execution import recomputed_inside, run_eagerly, turn_of
 from .lora_merge import break_even, can_merge, merged_weight
 
 _WRAPPER = "_orig_mod"  # of torch.compile
@@ -106,6 +106,9 @@ def attach(
     branches, though the context has ended by then; call backward outside the context. A compiled
     network runs uncompiled inside, because compiled code does not see hooks.
 
+    One thread at a time is inside for a network, others wait for it, see `execution.turn_of`; calls
+    of the network outside such a context do not, so a server that makes them takes the turn itself.
+
     Args:
         network: the frozen network; only its modules' inputs and outputs are used.
         branches: by layer name; each name is in `targets` and its module in the network.
@@ -123,28 +126,59 @@ def attach(
     replaced = None if last_layer is None else targets[last_layer].module
     ran: set[str] = set()
     hooks = _Hooks(
+        turn_of(network),
         [
             _LayerHooks(path, modules[path], landing, path == replaced, ran)
             for path, landing in landings.items()
-        ]
+        ],
     )
     everything = named.values()
-    with run_eagerly(everything), recomputed_inside(everything, hooks.active), hooks.active():
+    with (
+        hooks.turn,
+        run_eagerly(everything),
+        recomputed_inside(everything, hooks.recomputing),
+        hooks.attached(),
+    ):
         yield ran
 
 
 class _Hooks:
-    """Forward hooks that exist only while `active`; entering twice registers them once."""
+    """Forward hooks on layers of a network, there for a while.
 
-    def __init__(self, layers: list[_LayerHooks]) -> None:
-        self.layers = layers
+    Args:
+        turn: the lock of the network.
+    """
+
+    def __init__(self, turn: AbstractContextManager, layers: list[_LayerHooks]) -> None:
+        self.turn, self.layers = turn, layers
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.is_attached = False
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        if self.handles:
+    def attached(self) -> Iterator[None]:
+        """For calls of the network; the caller has the turn."""
+        with self._registered():
+            self.is_attached = True
+            try:
+                yield
+            finally:
+                self.is_attached = False
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """For a block that backward recomputes, on CUDA in a thread of its own."""
+        if self.is_attached:  # backward inside the context: its thread has the turn, and waits
             yield
             return
+        with self.turn:
+            if self.handles:  # a block inside a block
+                yield
+                return
+            with self._registered():
+                yield
+
+    @contextmanager
+    def _registered(self) -> Iterator[None]:
         try:
             for layer in self.layers:
                 self.handles += layer.register()

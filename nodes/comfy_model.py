@@ -22,6 +22,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ..hypernoise_core.adapter import AdapterError
+from ..hypernoise_core.execution import turn_of
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
 from ..hypernoise_core.lora import LoraTarget
 from . import less_memory
@@ -149,6 +150,7 @@ def apply(
     wrappers = {
         WrappersMP.SAMPLER_SAMPLE: NoiseModulation(parts),
         WrappersMP.PREPARE_SAMPLING: _prepare_on_the_model_s_device,
+        WrappersMP.OUTER_SAMPLE: _one_thread_at_a_time,
     }
     for kind, wrapper in wrappers.items():
         modulated.remove_wrappers_with_key(kind, KEY)
@@ -173,6 +175,15 @@ def _prepare_on_the_model_s_device(
     for patcher in model.get_additional_models_with_key(KEY):
         patcher.load_device = model.load_device
     return executor(model, *args, **kwargs)
+
+
+def _one_thread_at_a_time(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """The OUTER_SAMPLE wrapper: for servers and nodes that sample in threads of their own.
+
+    In a pass of a hypernetwork not only the network is another one, but also the model's sampling.
+    """
+    with turn_of(executor.class_obj.model_patcher.model.diffusion_model):
+        return executor(*args, **kwargs)
 
 
 def _clone_with_hooks(model: ModelPatcher, prompt: list) -> ModelPatcher:

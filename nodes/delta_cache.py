@@ -4,6 +4,7 @@ import hashlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from threading import Lock
 from typing import Any
 
 import torch
@@ -25,16 +26,18 @@ class DeltaCache:
 
     def __init__(self) -> None:
         self._entries: OrderedDict[Hashable, tuple[list[weakref.ref], torch.Tensor]] = OrderedDict()
+        self._lock = Lock()  # threads with networks of their own may share a hypernetwork
 
     def find(self, owners: Sequence[object], key: Hashable) -> torch.Tensor | None:
         """The delta remembered for this key and these very objects."""
-        known, delta = self._entries.get(key, ([], None))
-        if len(known) != len(owners) or any(
-            ref() is not owner for ref, owner in zip(known, owners, strict=True)
-        ):
-            return None
-        self._entries.move_to_end(key)
-        return delta
+        with self._lock:
+            known, delta = self._entries.get(key, ([], None))
+            if len(known) != len(owners) or any(
+                ref() is not owner for ref, owner in zip(known, owners, strict=True)
+            ):
+                return None
+            self._entries.move_to_end(key)
+            return delta
 
     def keep(self, owners: Sequence[object], key: Hashable, delta: torch.Tensor) -> None:
         """Remember a delta (B, C, H, W); the oldest one makes place.
@@ -45,10 +48,11 @@ class DeltaCache:
             references = [weakref.ref(owner) for owner in owners]
         except TypeError:
             return
-        self._entries[key] = (references, delta.cpu())
-        self._entries.move_to_end(key)
-        while len(self._entries) > _ENTRIES:
-            self._entries.popitem(last=False)
+        with self._lock:
+            self._entries[key] = (references, delta.cpu())
+            self._entries.move_to_end(key)
+            while len(self._entries) > _ENTRIES:
+                self._entries.popitem(last=False)
 
 
 def digest(value: Any) -> str:

@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -387,3 +389,22 @@ def test_a_layer_that_is_never_called_is_reported(comfy, apply, loaded, fresh):
             comfy.sample(model, loaded.prompt, loaded.latent)
     finally:
         block.to_q = layer
+
+
+def test_threads_that_sample_one_model_get_the_images_of_one_thread(comfy, apply, stand_in):
+    run = stand_in("sd_turbo")
+    model, latent = apply(run.model, run.hypernoise), {"samples": torch.zeros_like(run.noise)}
+    layers = [module for module in run.model.model.diffusion_model.modules() if not module._modules]
+    for layer in layers:  # between any two of them another thread may run
+        layer.register_forward_pre_hook(lambda *_: time.sleep(0.0005), prepend=True)
+
+    def sample(seed):
+        with torch.inference_mode():
+            return comfy.sample(model, run.positive, latent, seed=seed)
+
+    expected = [sample(seed) for seed in (1, 2, 3)]
+    run.hypernoise.cache._entries.clear()
+    with ThreadPoolExecutor(3) as pool:
+        got = list(pool.map(sample, (1, 2, 3)))
+    assert all(map(torch.equal, got, expected))
+    assert hook_count(run.model.model.diffusion_model) == len(layers)
