@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from ..hypernoise_core.atomic_file import write_target
+
 
 def check_folder(folder: Path, flag: str) -> None:
     """Writes into the folder, or where it is to be made, and leaves nothing behind.
@@ -22,7 +24,12 @@ def check_file(file: Path, flag: str) -> None:
     """The same for a file, which is written beside its place and then moved there."""
     if file.is_dir():
         raise IsADirectoryError(f"{flag} {file} is a folder: name a file")
-    _check(file.parent, f"{flag} {file}", flag)
+    given = f"{flag} {file}"
+    try:
+        target = write_target(file)
+    except OSError as error:  # such as a name that is too long
+        raise type(error)(f"{given}: {error.strerror}; choose another {flag}") from error
+    _check(target.parent, given, flag)
 
 
 def _check(folder: Path, given: str, flag: str) -> None:
