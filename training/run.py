@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..hypernoise_core.adapter import save_adapter
@@ -47,6 +46,7 @@ from .feature_store import (
     features_key,
     precompute_text_features,
 )
+from .locking import lock
 from .memory import checkpoint_activations, save_memory
 from .pipelines import load_pipeline, model_folder, model_identity, text_parts
 from .processes import expect_answers, join
@@ -268,20 +268,6 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
     return Run(config, prepare(config))
 
 
-def _locked(folder: Path) -> FileLock:
-    """A lock on the run, which the system takes back from a process that is killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"{folder}: another process is training there; wait for it or end it, or choose "
-            f"another --save_dir"
-        ) from None
-    return lock
-
-
 class Run:
     """A training run and its folder; it goes on from the newest checkpoint there.
 
@@ -296,7 +282,11 @@ class Run:
     def __init__(self, config: TrainingConfig, parts: Parts) -> None:
         self.config, self.parts, self.folder = config, parts, config.save_dir
         self.is_main = parts.accelerator.is_main_process
-        self._lock = _locked(self.folder) if self.is_main else None
+        refusal = (
+            f"{self.folder}: another process is training there; wait for it or end it, or choose "
+            f"another --save_dir"
+        )
+        self._lock = lock(self.folder / ".lock", refusal) if self.is_main else None
         torch.manual_seed(config.seed)  # for what draws without a generator; loading has drawn
         self.trainer = parts.trainer(config)
         self.checkpoints = Checkpoints(self.folder / _CHECKPOINTS, config.keep_last)
