@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..hypernoise_core.hub import arriving
 from ..hypernoise_core.text_file import is_blank, lines, read_text
 
 COLUMNS = ("prompt", "caption", "text")
@@ -139,14 +140,13 @@ def read_data_set(name: str, column: str | None = None) -> list[str]:
     """
     try:
         from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise ImportError(f"the data set {name} needs datasets: pip install datasets") from error
     try:
-        rows = load_dataset(name, split="train")
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = f"{error}: {error.__cause__}" if error.__cause__ else error
-        raise ValueError(f"no data set {name} with a split train can be read: {reason}") from error
+        with arriving(f"the data set {name}"):
+            rows = load_dataset(name, split="train")
+    except OSError as error:
+        raise ValueError(f"no data set {name} with a split train can be read: {error}") from error
     column = _choose(f"the data set {name}", rows.column_names, column)
     texts = rows.select_columns(column)[column]  # the others may be images, slow to decode
     entries = (Entry(f"row {i}", text) for i, text in enumerate(texts, 1))
