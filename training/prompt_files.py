@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hypernoise_core.hub import arriving
+from ..hypernoise_core.links import is_inside
 from ..hypernoise_core.text_file import is_blank, lines, read_text
 
 COLUMNS = ("prompt", "caption", "text")
@@ -95,10 +96,12 @@ def read_folder(folder: Path, column: str | None = None) -> list[str]:
     """The prompts of all files of one kind in a folder and those below, as `read_file` gives them.
 
     Files that are named after another split than `train` are left out, as the library `datasets`
-    does it; nothing else in the folder has a say, so nothing outside of it is read.
+    does it; nothing else in the folder has a say, and no link out of it is followed, so nothing
+    outside of it is read.
 
     Raises:
-        ValueError: there is no such file, or there are several kinds; or as `read_file` raises it.
+        ValueError: there is no such file, there are several kinds, or one is a link out of the
+            folder; or as `read_file` raises it.
     """
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READERS and p.is_file())
     files = [path for path in files if not _is_hidden(path.relative_to(folder))]
@@ -113,6 +116,12 @@ def read_folder(folder: Path, column: str | None = None) -> list[str]:
     if len(kinds := sorted({path.suffix.lower() for path in chosen})) > 1:
         raise ValueError(
             f"no data set {folder}: it holds {' and '.join(kinds)} files; name one of the files"
+        )
+    root = folder.resolve()
+    if away := next((path for path in chosen if not is_inside(path.resolve(), root)), None):
+        raise ValueError(
+            f"no data set {folder}: {away} is a link out of the folder, which is not followed; put "
+            f"the file itself there, or name it"
         )
     try:
         return [prompt for path in chosen for prompt in read_file(path, column)]
