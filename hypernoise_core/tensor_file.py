@@ -21,6 +21,7 @@ from .strict_json import parse_object
 
 __all__ = [
     "TensorFileError",
+    "TensorRows",
     "is_safetensors",
     "load_strictly",
     "open_safetensors",
@@ -33,6 +34,7 @@ MAX_HEADER = 8 << 20
 MAX_TENSORS = 20_000
 """In one file; an adapter for FLUX has 1,000."""
 
+_LIBRARY_MAX_HEADER = 100_000_000  # the library takes no longer ones
 _METADATA = "__metadata__"
 _PART = 1 << 20  # of 8-bit floats, converted at a time
 _DTYPES = {
@@ -84,6 +86,52 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, entries
 
 
+class TensorRows:
+    """Rows of the tensors (N, ...) in a .safetensors file, each read when it is asked for.
+
+    Nothing is mapped into memory, where a file that is cut short meanwhile would end the process,
+    and nothing is kept open.
+
+    Raises:
+        TensorFileError: names the file and what is wrong with it.
+        IndexError: a tensor has no rows, as it is a single number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open_safetensors(path) as file:
+            self.entries: dict[str, str] = file.metadata() or {}
+            """Of the header."""
+        try:
+            with path.open("rb") as raw:
+                self._header = _read_header(raw, path.stat().st_size, _LIBRARY_MAX_HEADER)
+                self._start = raw.tell()
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+        _check_dtypes(path, self._header)
+        self.counts = {name: entry["shape"][0] for name, entry in self._header.items()}
+        """How many rows each tensor has, by its name."""
+
+    def row(self, number: int) -> dict[str, Tensor]:
+        """That row of each tensor, (1, ...) on the CPU, by name.
+
+        Raises:
+            TensorFileError: the file is gone, or has become shorter.
+        """
+        try:
+            with self.path.open("rb", buffering=0) as raw:
+                return {name: self._read(raw, name, number) for name in self._header}
+        except (OSError, ValueError) as error:
+            raise _damaged(self.path, error) from error
+
+    def _read(self, raw: BinaryIO, name: str, number: int) -> Tensor:
+        entry = self._header[name]
+        begin, end = entry["data_offsets"]
+        size = (end - begin) // self.counts[name]
+        raw.seek(self._start + begin + number * size)
+        return _read_values(raw, size, _DTYPES[entry["dtype"]]).view(1, *entry["shape"][1:])
+
+
 def open_safetensors(path: Path) -> Any:
     """The open file, for `with`; its header is checked against the file's size.
 
@@ -105,7 +153,9 @@ def _header_length(raw: BinaryIO, file_size: int) -> int:
     return length
 
 
-def _read_header(raw: BinaryIO, file_size: int) -> dict[str, dict[str, Any]]:
+def _read_header(
+    raw: BinaryIO, file_size: int, largest: int = MAX_HEADER
+) -> dict[str, dict[str, Any]]:
     """Dtype, shape and place of each tensor in a file that the library has found to be whole.
 
     The library lets the second of two equal keys win and takes headers of any length up to 100 MB.
@@ -114,8 +164,8 @@ def _read_header(raw: BinaryIO, file_size: int) -> dict[str, dict[str, Any]]:
         ValueError: says what is wrong.
     """
     length = _header_length(raw, file_size)
-    if length > MAX_HEADER:
-        raise ValueError(f"its header has {length} bytes, more than {MAX_HEADER}")
+    if length > largest:
+        raise ValueError(f"its header has {length} bytes, more than {largest}")
     header = parse_object(raw.read(length))
     header.pop(_METADATA, None)
     if len(header) > MAX_TENSORS:

@@ -23,6 +23,7 @@ import folder_paths
 
 from ..hypernoise_core.adapter import WEIGHT_NAMES
 from ..hypernoise_core.library_folder import read_json
+from ..hypernoise_core.links import is_inside
 from ..hypernoise_core.text import printable
 
 LOG = logging.getLogger("hypernoise")
@@ -197,26 +198,12 @@ def _is_here(path: Path, roots: Iterable[Path]) -> bool:
         if not path.is_symlink():
             return True
         real = path.resolve(strict=True)
-        inside = any(_is_inside(real, root.resolve()) for root in roots)
+        inside = any(is_inside(real, root.resolve()) for root in roots)
     except (OSError, RuntimeError):  # a link to nothing, or in a circle
         return False
     if not inside:
         _say_once(f"{str(path)!r} {REGISTER}.")
     return inside
-
-
-def _is_inside(file: Path, root: Path) -> bool:
-    """Whether a folder holds the file, or is a snapshot of the Hugging Face cache that does.
-
-    Such a cache has the files in models--NAME/blobs, and links to them in
-    models--NAME/snapshots/REVISION.
-    """
-    if file.is_relative_to(root):
-        return True
-    for folder in (root, *root.parents):
-        if folder.name == "snapshots" and folder.parent.name.startswith("models--"):
-            return file.parent == folder.with_name("blobs").resolve()
-    return False
 
 
 def _is_link(path: Path) -> bool:

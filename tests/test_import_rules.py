@@ -55,7 +55,7 @@ LAYERS = {
         {"diffusers", "transformers", "huggingface_hub"},
         {"hypernoise_core"},
     ),
-    "hypernoise_core": _layer({"torch", "safetensors"}),
+    "hypernoise_core": _layer({"torch", "safetensors"}, {"huggingface_hub"}),
     "hypernoise_core/rewards": _layer(
         {"torch", "safetensors"}, {"transformers", "tokenizers", "open_clip", "huggingface_hub"}
     ),

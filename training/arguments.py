@@ -23,6 +23,10 @@ from .values import Place, bare, expand_home, is_place, read_value
 CONFIGS = Path(__file__).resolve().parent / "configs"
 _PUBLISHED_NAMES = {"redness": "red"}
 """Rewards that the reference calls otherwise."""
+_LARGEST = 100_000
+"""Bytes of a config file; the shipped ones have less than 1,000, and a run's own 2,000."""
+_MOST_DOTS = 1000
+"""In a line: a key of very many parts takes the parser minutes and gigabytes."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _BACKSLASHES = (
     "in double quotes a backslash begins an escape such as \\n; write a Windows path in 'single "
@@ -126,6 +130,8 @@ def read_config(name: str) -> dict[str, Any]:
         shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
         raise FileNotFoundError(f"no config {path}; shipped are {shipped}")
     try:
+        if (size := path.stat().st_size) > _LARGEST:
+            raise ValueError(f"it has {size} bytes, more than {_LARGEST}")
         values = _parse_toml(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is no TOML file: {error}") from error
@@ -144,8 +150,13 @@ def _parse_toml(text: str) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
+    for number, line in enumerate(text.split("\n"), 1):
+        if (dots := line.count(".")) > _MOST_DOTS:
+            raise ValueError(f"line {number} has {dots} dots, more than {_MOST_DOTS}")
     try:
         return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     except ValueError as error:
         line = re.search(r"at line (\d+)", str(error))
         if line is None or "\\" not in text.split("\n")[int(line[1]) - 1]:

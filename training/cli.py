@@ -125,17 +125,24 @@ def evaluate(settings: EvaluationConfig) -> None:
             print((page.parent / name).resolve())
 
 
-def card(adapter: Path, report: Path | None = None, out: Path = Path("README.md")) -> None:
+def card(
+    adapter: Path,
+    report: Path | None = None,
+    out: Path = Path("README.md"),
+    *,
+    force: bool = False,
+) -> None:
     """Write a model card for an adapter, as the Hugging Face hub shows it.
 
     Args:
         adapter: A .safetensors file, or a folder of peft or diffusers.
         report: report.json of `hypernoise evaluate`, for its tables.
         out: The file to write.
+        force: Replace a file that is there.
     """
     from .card import write_card
 
-    check_file(out, "--out")
+    check_file(out, "--out", replace=force)
     print(write_card(adapter, out, report).resolve())
 
 
@@ -146,6 +153,7 @@ def export(
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     rank: int | None = None,
     alpha: float | None = None,
+    force: bool = False,
 ) -> None:
     """Write an adapter as one .safetensors file for ComfyUI, smaller if asked for.
 
@@ -155,10 +163,11 @@ def export(
         dtype: Of its numbers.
         rank: Reduce every branch to this rank, by singular values; the error is printed.
         alpha: LoRA alpha of an adapter that does not tell it; the written file does.
+        force: Replace a file that is there.
     """
     from .export import export_adapter
 
-    check_file(out, "OUT")
+    check_file(out, "OUT", replace=force)
     report = export_adapter(adapter, out, dtype=dtype, rank=rank, alpha=alpha)
     print("\n".join(report.lines()))
     print(out.resolve())
@@ -326,7 +335,7 @@ def score(
 
     if prompts is None:
         raise ValueError("which prompts? Give --prompts FILE")
-    check_file(csv, "--csv")
+    check_file(csv, "--csv", replace=True)  # `score_folder` keeps a table of anything else
     keep_loading_quiet()
     ensemble = load_rewards(parse_weights(rewards), rewards_folder, getattr(torch, precision))
     scorer = reward_identities(ensemble.weights, rewards_folder) | {"precision": precision}

@@ -14,10 +14,12 @@ from .run import Parts, prepare
 from .tiny_world.captions import CATEGORIES, Caption
 from .tiny_world.checker import is_correct, score_images
 from .trainer import Metrics
+from .writable import check_others
 
 CANDIDATES = 8  # of best-of-N
 _FIRST_EVALUATION_SEED = 500_000_000
 _SHOWN_PER_CATEGORY = 2
+_SIDE_BY_SIDE, _CURVES = "side_by_side.png", "training_curves.png"
 
 
 def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, Any]:
@@ -27,12 +29,18 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
         out: folder for the adapter, the pictures and the report; made if it is not there.
         config: of the training run, on tiny-sprint.
         per_category: held-out captions evaluated in each of the six categories.
+
+    Raises:
+        FileExistsError: the folder is of no demo and holds what one would replace.
     """
+    adapter = out / "tiny-hypernoise.safetensors"
+    if not adapter.exists():  # what a demo writes first
+        check_others(out, "--out", (*report.REPORTS, _SIDE_BY_SIDE, _CURVES))
     out.mkdir(parents=True, exist_ok=True)
     captions = evaluation_captions(per_category)
     parts = prepare(config, also_encode=[caption.text for caption in captions])
     history, hypernetwork = _train(config, parts)
-    save_adapter(hypernetwork, out / "tiny-hypernoise.safetensors")
+    save_adapter(hypernetwork, adapter)
 
     seeds = [_FIRST_EVALUATION_SEED + i for i in range(len(captions))]
     print(f"evaluating {len(captions)} held-out captions: base, HyperNoise, best of {CANDIDATES}")
@@ -117,10 +125,10 @@ def _write_pictures(
         for name, images in rows.items()
     }
     prompts = [captions[i].text for i in shown]
-    figures.side_by_side(out / "side_by_side.png", prompts, rows, marks)
+    figures.side_by_side(out / _SIDE_BY_SIDE, prompts, rows, marks)
     curves = {"reward": "reward", "penalty": "mean |f|²"}
     values = {title: [metrics[name] for metrics in history] for name, title in curves.items()}
-    figures.training_curves(out / "training_curves.png", values)
+    figures.training_curves(out / _CURVES, values)
 
 
 def _write_page(out: Path, numbers: dict[str, Any]) -> None:
@@ -139,8 +147,8 @@ def _write_page(out: Path, numbers: dict[str, Any]) -> None:
         methods=numbers["methods"],
         figures={
             "Same caption, same noise (green frame: the checker agrees with the caption)": out
-            / "side_by_side.png",
-            "Training": out / "training_curves.png",
+            / _SIDE_BY_SIDE,
+            "Training": out / _CURVES,
         },
         emphasised="hypernoise",
     )

@@ -19,7 +19,7 @@ from ..hypernoise_core.families import family_of_pipeline
 from ..hypernoise_core.generate import join_batches
 from ..hypernoise_core.rewards import Ensemble
 from ..hypernoise_core.rewards.clip import ClipEncoder
-from ..hypernoise_core.tensor_file import TensorFileError, open_safetensors
+from ..hypernoise_core.tensor_file import TensorFileError, TensorRows
 from . import writable
 from .pipelines import TEXT_PARTS
 from .progress import progress_bar
@@ -36,7 +36,7 @@ _TEXT_BATCH = 128
 
 
 class FeatureStore:
-    """A folder of tensors by prompt, in shards that are memory-mapped, never read as a whole.
+    """A folder of tensors by prompt, in shards that are never read as a whole.
 
     A shard is a .safetensors file of tensors (N, ...) with the N prompts as JSON in its header. It
     is written at once and never changed, so that processes can share the folder, and a run that was
@@ -53,7 +53,7 @@ class FeatureStore:
     def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder, self.shard_bytes = folder, shard_bytes
         self._opened: set[str] = set()
-        self._places: dict[str, tuple[dict[str, Any], int]] = {}  # a shard's slices, and the row
+        self._places: dict[str, tuple[TensorRows, int]] = {}  # a shard and the row in it
         remove_halves(folder, older_than=_DAY)
         self.refresh()
 
@@ -126,11 +126,8 @@ class FeatureStore:
                 f"{len(missing)} prompts are not encoded in {self.folder}, such as "
                 f"{missing[0]!r:.200}"
             )
-        places = [self._places[prompt] for prompt in prompts]
-        rows = {
-            name: join_batches([slices[name][row : row + 1] for slices, row in places])
-            for name in places[0][0]
-        }
+        single = [_read(*self._places[prompt]) for prompt in prompts]
+        rows = {name: join_batches([row[name] for row in single]) for name in single[0]}
         return _cut_padding(rows) if _MASK in rows else rows
 
     def _encode_in_shards(
@@ -161,17 +158,23 @@ class FeatureStore:
 
     def _open(self, path: Path) -> None:
         try:
-            file = open_safetensors(path)
-            prompts = json.loads(file.metadata()[_PROMPTS])
-            slices = {name: file.get_slice(name) for name in file.keys()}
-            whole = {piece.get_shape()[0] for piece in slices.values()} == {len(prompts)}
-        except (ValueError, LookupError, TypeError) as error:
+            shard = TensorRows(path)
+            prompts = json.loads(shard.entries[_PROMPTS])
+            whole = set(shard.counts.values()) == {len(prompts)}
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise _damaged(path, error) from error
         if not whole:
             raise _damaged(path, f"it does not hold a row for each of its {len(prompts)} prompts")
         self._opened.add(path.name)
         for row, prompt in enumerate(prompts):
-            self._places.setdefault(prompt, (slices, row))
+            self._places.setdefault(prompt, (shard, row))
+
+
+def _read(shard: TensorRows, row: int) -> dict[str, Tensor]:
+    try:
+        return shard.row(row)
+    except TensorFileError as error:
+        raise _damaged(shard.path, error) from error
 
 
 def _damaged(path: Path, reason: object) -> TensorFileError:

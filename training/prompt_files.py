@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..hypernoise_core.hub import arriving
+from ..hypernoise_core.links import is_inside
 from ..hypernoise_core.text_file import is_blank, lines, read_text
 
 COLUMNS = ("prompt", "caption", "text")
@@ -94,10 +96,12 @@ def read_folder(folder: Path, column: str | None = None) -> list[str]:
     """The prompts of all files of one kind in a folder and those below, as `read_file` gives them.
 
     Files that are named after another split than `train` are left out, as the library `datasets`
-    does it; nothing else in the folder has a say, so nothing outside of it is read.
+    does it; nothing else in the folder has a say, and no link out of it is followed, so nothing
+    outside of it is read.
 
     Raises:
-        ValueError: there is no such file, or there are several kinds; or as `read_file` raises it.
+        ValueError: there is no such file, there are several kinds, or one is a link out of the
+            folder; or as `read_file` raises it.
     """
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READERS and p.is_file())
     files = [path for path in files if not _is_hidden(path.relative_to(folder))]
@@ -112,6 +116,12 @@ def read_folder(folder: Path, column: str | None = None) -> list[str]:
     if len(kinds := sorted({path.suffix.lower() for path in chosen})) > 1:
         raise ValueError(
             f"no data set {folder}: it holds {' and '.join(kinds)} files; name one of the files"
+        )
+    root = folder.resolve()
+    if away := next((path for path in chosen if not is_inside(path.resolve(), root)), None):
+        raise ValueError(
+            f"no data set {folder}: {away} is a link out of the folder, which is not followed; put "
+            f"the file itself there, or name it"
         )
     try:
         return [prompt for path in chosen for prompt in read_file(path, column)]
@@ -139,14 +149,13 @@ def read_data_set(name: str, column: str | None = None) -> list[str]:
     """
     try:
         from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise ImportError(f"the data set {name} needs datasets: pip install datasets") from error
     try:
-        rows = load_dataset(name, split="train")
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = f"{error}: {error.__cause__}" if error.__cause__ else error
-        raise ValueError(f"no data set {name} with a split train can be read: {reason}") from error
+        with arriving(f"the data set {name}"):
+            rows = load_dataset(name, split="train")
+    except OSError as error:
+        raise ValueError(f"no data set {name} with a split train can be read: {error}") from error
     column = _choose(f"the data set {name}", rows.column_names, column)
     texts = rows.select_columns(column)[column]  # the others may be images, slow to decode
     entries = (Entry(f"row {i}", text) for i, text in enumerate(texts, 1))

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..hypernoise_core.adapter import save_adapter
@@ -38,7 +37,7 @@ from .checkpoints import Checkpoints, damaged
 from .config import TrainingConfig
 from .evaluation.held_out import FOLDER as PICTURES
 from .evaluation.held_out import HeldOut
-from .evaluation.run_report import write_run_report
+from .evaluation.run_report import PAGE, write_run_report
 from .evaluation.watch import NONE, default_watch, get_measure, hacking_warning
 from .feature_store import (
     FeatureStore,
@@ -47,6 +46,7 @@ from .feature_store import (
     features_key,
     precompute_text_features,
 )
+from .locking import lock
 from .memory import checkpoint_activations, save_memory
 from .pipelines import load_pipeline, model_folder, model_identity, text_parts
 from .processes import expect_answers, join
@@ -58,6 +58,8 @@ from .tracking import FILE as METRICS
 from .tracking import MetricsLog
 from .trainer import Metrics, Trainer
 
+CONFIG = "config.toml"
+"""The settings of the run."""
 BEST = "best.safetensors"
 """The adapter as of the best evaluation."""
 KL_IMAGES = 4
@@ -257,10 +259,15 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
     Raises:
         ValueError: the folder holds a run and `resume` is not asked for, or one with other settings
             or prompts; or as `prepare` raises it.
-        OSError: the folder cannot be written; or as `prepare` raises it.
+        OSError: the folder cannot be written, or is of no run and holds what a run would replace;
+            or as `prepare` raises it.
     """
     writable.check_folder(config.save_dir, "--save_dir")
-    if not resume and Checkpoints(config.save_dir / _CHECKPOINTS, 1).paths():
+    checkpoints = Checkpoints(config.save_dir / _CHECKPOINTS, 1).paths()
+    if not (checkpoints or _was_begun(config)):
+        names = (CONFIG, BEST, f"{_adapter_name(config)}.safetensors", PAGE)
+        writable.check_others(config.save_dir, "--save_dir", names)
+    if not resume and checkpoints:
         raise ValueError(
             f"{config.save_dir} holds a run already: add --resume to go on with it, or choose "
             f"another --save_dir"
@@ -268,18 +275,16 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
     return Run(config, prepare(config))
 
 
-def _locked(folder: Path) -> FileLock:
-    """A lock on the run, which the system takes back from a process that is killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"{folder}: another process is training there; wait for it or end it, or choose "
-            f"another --save_dir"
-        ) from None
-    return lock
+def _was_begun(config: TrainingConfig) -> bool:
+    """Whether a run has begun in the folder, which may have ended before its first checkpoint."""
+    if (config.save_dir / METRICS).is_file():
+        return True
+    file = config.save_dir / CONFIG
+    return file.is_file() and file.read_bytes() == to_toml(config).encode()
+
+
+def _adapter_name(config: TrainingConfig) -> str:
+    return "lora" if config.train_type == "finetune" else "hypernoise"
 
 
 class Run:
@@ -296,7 +301,11 @@ class Run:
     def __init__(self, config: TrainingConfig, parts: Parts) -> None:
         self.config, self.parts, self.folder = config, parts, config.save_dir
         self.is_main = parts.accelerator.is_main_process
-        self._lock = _locked(self.folder) if self.is_main else None
+        refusal = (
+            f"{self.folder}: another process is training there; wait for it or end it, or choose "
+            f"another --save_dir"
+        )
+        self._lock = lock(self.folder / ".lock", refusal) if self.is_main else None
         torch.manual_seed(config.seed)  # for what draws without a generator; loading has drawn
         self.trainer = parts.trainer(config)
         self.checkpoints = Checkpoints(self.folder / _CHECKPOINTS, config.keep_last)
@@ -314,7 +323,7 @@ class Run:
     def _open_log(self) -> MetricsLog:
         for folder in (self.folder, self.checkpoints.folder, self.folder / PICTURES):
             remove_halves(folder)
-        write_atomically(self.folder / "config.toml", to_toml(self.config).encode())
+        write_atomically(self.folder / CONFIG, to_toml(self.config).encode())
         goes_on = (self.folder / METRICS).is_file()
         log = MetricsLog(self.folder, self.config.tracker, asdict(self.config))
         if goes_on:
@@ -389,11 +398,7 @@ class Run:
 
     @property
     def adapter_file(self) -> Path:
-        return self.folder / f"{self._adapter_name}.safetensors"
-
-    @property
-    def _adapter_name(self) -> str:
-        return "lora" if self.config.train_type == "finetune" else "hypernoise"
+        return self.folder / f"{_adapter_name(self.config)}.safetensors"
 
     @contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:

@@ -12,20 +12,23 @@ import re
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
-from ..hypernoise_core.atomic_file import write_atomically
+from ..hypernoise_core.atomic_file import write_atomically, write_target
 from ..hypernoise_core.file_identity import sha256_of
 from ..hypernoise_core.rewards import Ensemble, score_in_batches
 from ..hypernoise_core.text import printable
 from .image_files import SUFFIXES, find_images, read_image
+from .locking import passing_lock
 from .progress import progress_bar
 from .prompt_files import IMAGE_COLUMNS, Entry, read_entries
 
@@ -61,7 +64,8 @@ def score_folder(
 
     Each process appends what it has scored to a file of its own beside the table; a run that starts
     again takes over what is there, as far as it is of the same images, prompts and scorer, and says
-    what it does not. The table itself is written once, when all images are done.
+    what it does not. The table itself is written once, when all images are done. All along a lock
+    beside it keeps other runs away.
 
     Args:
         folder: searched for images, subfolders too.
@@ -76,14 +80,50 @@ def score_folder(
         What is wrong with the images that could not be scored, a sentence each.
 
     Raises:
-        ValueError: there is no image, a prompt is missing, or the table holds other rewards or is
-            of another folder.
+        ValueError: there is no image, a prompt is missing, the table holds other rewards or is of
+            another folder, or another run writes it.
+        OSError: the table cannot be written; names it.
     """
     state = PartialState()
     names = find_images(folder)
     prompts = read_prompts(prompts_file, folder, names)
-    scores = _Table(table, folder, prompts.of_image, rewards.weights, scorer)
-    table.parent.mkdir(parents=True, exist_ok=True)
+    scores = _Table(write_target(table), folder, prompts.of_image, rewards.weights, scorer)
+    with _locked(scores.file, state):
+        return _score_all(names, prompts, rewards, scores, batch_size, state)
+
+
+@contextmanager
+def _locked(file: Path, state: PartialState) -> Iterator[None]:
+    """Keeps other runs away from a table; of several processes the main one holds the lock for all,
+    and tells the others where it does not get it."""
+    # Longer than the names of all parts, so that one that would be too long is told here.
+    path = file.with_name(f".{file.name}.scoring.lock")
+    refusal = f"{file}: another run is writing it; wait for it or end it, or choose another --csv"
+    with ExitStack() as stack:
+        problem = [None]
+        if state.is_main_process:
+            try:
+                stack.enter_context(passing_lock(path, refusal))
+            except ValueError as error:
+                problem = [error]
+            except OSError as error:
+                text = f"{file} cannot be locked ({error.strerror}): choose another --csv"
+                problem = [type(error)(text)]
+        broadcast_object_list(problem)
+        if problem[0] is not None:
+            raise problem[0]
+        yield
+
+
+def _score_all(
+    names: Sequence[str],
+    prompts: Prompts,
+    rewards: Ensemble,
+    scores: _Table,
+    batch_size: int,
+    state: PartialState,
+) -> list[str]:
+    """Scores what table and parts do not hold and writes the table; returns the problems."""
     earlier = scores.rows()
     state.wait_for_everyone()  # all have looked before anybody writes
     if state.is_main_process:

@@ -197,7 +197,7 @@ def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         try:
             row = json.loads(line)
             row["step"] + 0, row["kind"] + ""
-        except (ValueError, TypeError, LookupError) as error:
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise ValueError(
                 f"line {number} of {path} is damaged ({error}): delete that line, or the file"
             ) from error

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..file_identity import published_sha256, sha256_of
+from ..hub import arriving
 from ..tensor_file import TensorFileError
 
 _T = TypeVar("_T")
@@ -93,12 +94,11 @@ class WeightStore:
             TensorFileError: what arrived is not what was published.
         """
         target = file.inside(self.folders[0]).parent if self.folders else None
-        try:
-            path = _hub().hf_hub_download(
+        hub = _hub()
+        with arriving(f"{file.name} of {file.repository}"):
+            path = hub.hf_hub_download(
                 file.repository, file.name, local_dir=target, revision=file.revision
             )
-        except OSError as error:
-            raise OSError(f"{file.name} of {file.repository} did not arrive: {error}") from error
         check(Path(path), file)
         return Path(path)
 

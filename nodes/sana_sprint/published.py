@@ -4,6 +4,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ...hypernoise_core import hub
 from ...hypernoise_core.rewards.weights import WeightFile, check
 from ...hypernoise_core.tensor_file import TensorFileError
 from ..model_folders import SANA_SPRINT
@@ -28,6 +29,7 @@ def download(name: str) -> Path:
         The model's folder.
 
     Raises:
+        OSError: the hub cannot be reached or does not have it.
         TensorFileError: a file that arrived is not the published one.
     """
     from huggingface_hub import snapshot_download
@@ -36,12 +38,13 @@ def download(name: str) -> Path:
     arriving, target = root / ".downloading" / name, root / name
     wanted = ["model_index.json"]
     wanted += [f"{part}/*{suffix}" for part in _PARTS for suffix in _SUFFIXES]
-    snapshot_download(
-        REPOSITORIES[name],
-        local_dir=arriving,
-        allow_patterns=wanted,
-        revision=_REVISIONS.get(name),
-    )
+    with hub.arriving(REPOSITORIES[name]):
+        snapshot_download(
+            REPOSITORIES[name],
+            local_dir=arriving,
+            allow_patterns=wanted,
+            revision=_REVISIONS.get(name),
+        )
     for path in sorted(arriving.rglob("*.safetensors")):
         published = WeightFile(REPOSITORIES[name], path.relative_to(arriving).as_posix())
         try:

@@ -1,6 +1,10 @@
 """Weights of rewards: found offline, checked, and clear about what is wrong with them."""
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
@@ -271,3 +275,86 @@ def test_a_download_goes_into_the_folder_and_is_checked(cache, clip_folder, tmp_
     bad = WeightFile(WEIGHTS.repository, WEIGHTS.name, sha256="0" * 64)
     with pytest.raises(TensorFileError, match="published is 0000"):
         store.download(bad)
+
+
+_COMMIT = "0123456789" * 4
+
+
+class _Mirror(BaseHTTPRequestHandler):
+    """Answers as the hub does where `fault` lets it, and cuts the file off where it is "cut"."""
+
+    fault = ""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        fault, content = self.fault, b"0123456789" * 20
+        if fault == "silence":
+            self.connection.close()
+        elif fault == "garbage":
+            self.wfile.write(b"\x00\xff this is no HTTP\r\n\r\n")
+        elif fault.isdigit():
+            self.send_error(int(fault))
+        elif fault in ("circle", "file"):
+            self.send_response(302)
+            self.send_header("Location", self.path if fault == "circle" else "file:///etc/passwd")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif fault == "html":
+            self.answer(b"<html>log in first</html>", {})
+        else:
+            self.answer(content, {"X-Repo-Commit": _COMMIT, "ETag": '"abc"'}, cut=fault == "cut")
+
+    def answer(self, content: bytes, headers: dict[str, str], cut: bool = False) -> None:
+        self.send_response(200)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[:50] if cut else content)
+            if cut:
+                self.connection.close()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def mirror(fault: str, monkeypatch) -> Iterator[str]:
+    """The hub's client asks this server, which has that fault; without patience."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("", (_Mirror,), {"fault": fault}))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    try:
+        yield endpoint
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+FAULTS = ["silence", "garbage", "403", "404", "500", "circle", "file", "html", "cut"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_mirror_is_named_with_what_to_do(cache, tmp_path, monkeypatch, fault):
+    file = WeightFile("owner/name", "model.safetensors")
+    with mirror(fault, monkeypatch) as endpoint:
+        for store in (WeightStore(), WeightStore(tmp_path / "mine")):
+            with pytest.raises(OSError) as raised:
+                store.download(file)
+            text = str(raised.value)
+            assert text.startswith(f"{file.name} of owner/name did not arrive from {endpoint}")
+            assert "HF_ENDPOINT" in text and "\n" not in text
+            assert store.look_for(file) is None
+
+
+def test_a_mirror_that_works_is_downloaded_from(cache, monkeypatch):
+    with mirror("", monkeypatch):
+        path = WeightStore().download(WeightFile("owner/name", "model.safetensors"))
+    assert path.stat().st_size == 200

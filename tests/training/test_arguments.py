@@ -92,6 +92,25 @@ def test_a_file_that_was_saved_with_a_byte_order_mark_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("steps = " + "[" * 45_000, "is no TOML file: it is nested too deeply"),
+        ("steps = " + "[\n" * 45_000, "nested too deeply"),
+        ("steps = " + "{a = " * 19_000, "nested too deeply"),
+        ("[" + "a." * 45_000 + "a]", "line 1 has 45000 dots, more than 1000"),
+        ("\n" + "a." * 3_000 + "a = 1", "line 2 has 3000 dots, more than 1000"),
+        ("steps = 1\n" + "#" * 100_000, "has 100010 bytes, more than 100000"),
+    ],
+    ids=["array", "lines", "table", "header", "key", "size"],
+)
+def test_a_file_that_is_made_to_be_slow_is_refused(text, message, tmp_path):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ValueError, match="mine.toml") as error:
+        read("--config", str(tmp_path / "mine.toml"))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         ("batchsize = 3", "unknown setting 'batchsize'; did you mean batch_size?"),
         ("batch_size = '3'", "batch_size must be of type int, not '3'"),
         ("batch_size = 3.0", "batch_size must be of type int"),

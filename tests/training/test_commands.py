@@ -204,6 +204,63 @@ def test_a_mistake_on_the_command_line_ends_in_one_line_that_names_it(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def call(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["hypernoise", *arguments])
+    cli.main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["card", str(EMBEDDED_ADAPTER), "--out", "theirs.safetensors"], "--out"),
+        (["export", str(EMBEDDED_ADAPTER), "theirs.safetensors"], "OUT"),
+    ],
+)
+def test_a_file_that_is_there_is_replaced_where_that_is_asked_for_alone(
+    arguments, flag, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    theirs = tmp_path / "theirs.safetensors"
+    theirs.write_text("written by hand")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *arguments)
+    assert capsys.readouterr().err == (
+        f"hypernoise: {flag} theirs.safetensors is there already: choose another {flag}, or add "
+        f"--force\n"
+    )
+    assert theirs.read_text() == "written by hand"
+    call(monkeypatch, *arguments, "--force")
+    assert theirs.read_bytes() != b"written by hand" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "flag"),
+    [
+        (["train", "--config", "config.toml", "--save_dir", "."], "config.toml", "--save_dir"),
+        (["train", "--resume", "--save_dir", "."], "hypernoise.safetensors", "--save_dir"),
+        (["train", "--train_type=finetune", "--save_dir=."], "lora.safetensors", "--save_dir"),
+        (["evaluate", "--task", "prompts.json", "--out", "."], "prompts.json", "--out"),
+        (["evaluate", "--out", "."], "report.md", "--out"),
+        (["demo", "--out", "."], "report.html", "--out"),
+    ],
+)
+def test_a_folder_with_files_of_others_is_not_written_over(
+    arguments, name, flag, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    texts = {"config.toml": "steps = 1 # mine\n", "prompts.json": '["a red circle"]'}
+    theirs = tmp_path / name
+    theirs.write_text(texts.get(name, "written by hand"))
+    before = theirs.read_bytes()
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *arguments)
+    assert capsys.readouterr().err == (
+        f"hypernoise: {flag} . holds {name}, which this command has not written and would replace: "
+        f"choose another {flag}, or move that away\n"
+    )
+    assert theirs.read_bytes() == before and list(tmp_path.iterdir()) == [theirs]
+
+
 def test_texts_that_begin_with_a_dash_are_prompts():
     def prompts(*arguments: str) -> list[str]:
         return read_prompts(bind(cli.generate, arguments).keywords["prompts"], None)

@@ -229,13 +229,40 @@ def test_a_damaged_shard_is_named_with_the_remedy(damage, tmp_path):
     assert FeatureStore(tmp_path).missing(WORDS) == WORDS
 
 
+_CUT_BETWEEN = """
+import sys, torch
+from pathlib import Path
+from hypernoise.training.feature_store import FeatureStore
+folder = Path(sys.argv[1])
+store = FeatureStore(folder)
+store.add(["a", "b"], lambda prompts: {"x": torch.ones(len(prompts), 100_000)}, 2)
+assert store.rows(["b"])["x"].sum() == 100_000
+(shard,) = folder.iterdir()
+with shard.open("r+b") as file:
+    file.truncate(5000)
+try:
+    store.rows(["b"])
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_shard_that_is_cut_short_while_it_is_in_use_is_named(tmp_path):
+    """Reading a mapping beyond its file's end would kill the process without a word."""
+    command = [sys.executable, "-c", _CUT_BETWEEN, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    (shard,) = tmp_path.iterdir()
+    assert result.returncode == 0, result.stderr
+    assert f"{shard} cannot be used; delete it, and its prompts are encoded" in result.stdout
+
+
 def test_an_encoder_that_loses_rows_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"prompt_embeds \(2, 3, 2\) of 3 prompts"):
         FeatureStore(tmp_path).add(["a", "b", "abc"], lambda p: only_embeds(p[1:]), 3)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_are_mapped_and_not_read_as_a_whole(tmp_path):
+def test_rows_are_read_without_the_whole_shard(tmp_path):
     """A shard of 4 GB, most of it a hole in the file."""
     count, length, width = 1000, 512, 2048
     size = count * length * width * 4

@@ -253,6 +253,22 @@ def test_a_folder_is_read_without_what_its_readme_asks_for_and_without_other_spl
         load_prompts(str(tmp_path / "only"))
 
 
+def test_links_out_of_a_folder_are_refused_but_for_those_of_the_hub_s_cache(tmp_path):
+    snapshot = tmp_path / "datasets--a--b" / "snapshots" / "c0ffee"
+    blob = tmp_path / "datasets--a--b" / "blobs" / "abc"
+    write(blob, "a fox\n")
+    for folder in (snapshot / "data", tmp_path / "mine"):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").symlink_to(blob)
+    write(tmp_path / "mine" / "b.txt", "a cake\n")
+    assert load_prompts(str(snapshot)) == load_prompts(str(snapshot / "data")) == ["a fox"]
+    with pytest.raises(ValueError, match=r"mine/a\.txt is a link out of the folder, which is not"):
+        load_prompts(str(tmp_path / "mine"))
+    (tmp_path / "mine" / "a.txt").unlink()
+    (tmp_path / "mine" / "a.txt").symlink_to("b.txt")
+    assert load_prompts(str(tmp_path / "mine")) == ["a cake"]
+
+
 def test_a_damaged_data_set_is_told_with_the_reason(tmp_path):
     write(tmp_path / "bad" / "a.jsonl", '{"prompt": "a"}\n{"prompt"')
     with pytest.raises(ValueError, match="no data set .*bad .*JSON"):

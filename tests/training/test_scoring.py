@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,116 @@ def test_several_processes_write_the_same_table(images, prompts, tmp_path):
     assert [row[:2] for row in rows[0]] == [row[:2] for row in rows[1]]
     numbers = [np.array([row[2:-1] for row in table[1:]], float) for table in rows]
     np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-5)
+
+
+def start_and_hold(table: Path, ends: str) -> subprocess.Popen:
+    """A process that holds a table's lock when this returns, until a line comes or it is killed."""
+    holding = (
+        "import sys\nfrom pathlib import Path\nfrom accelerate import PartialState\n"
+        "from hypernoise.training.scoring import _locked\n"
+        "with _locked(Path(sys.argv[1]), PartialState()):\n"
+        f"    print('held', flush=True)\n    {ends}\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holding, table], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_a_second_run_on_a_table_is_refused_until_the_first_ends(images, prompts, tmp_path):
+    table, rewards = tmp_path / "out" / "out.csv", load_rewards({"redness": 1.0})
+    first = start_and_hold(table, "sys.stdin.read()")
+    before = list(table.parent.iterdir())
+    linked = tmp_path / "linked.csv"
+    linked.symlink_to(table)
+    for name in (table, linked):
+        with pytest.raises(ValueError, match=f"{table}: another run is writing it; wait for it"):
+            score_folder(images, prompts, rewards, name, 4, SCORER)
+    assert list(table.parent.iterdir()) == before
+    first.communicate(b"")
+    assert list(table.parent.iterdir()) == []
+    score_folder(images, prompts, rewards, linked, 4, SCORER)
+    assert list(table.parent.iterdir()) == [table] and linked.is_symlink()
+
+
+def test_a_killed_run_leaves_the_table_to_the_next(images, prompts, tmp_path):
+    table = tmp_path / "out" / "out.csv"
+    start_and_hold(table, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)").wait()
+    assert list(table.parent.iterdir())
+    score_folder(images, prompts, load_rewards({"redness": 1.0}), table, 4, SCORER)
+    assert [path.name for path in table.parent.iterdir()] == ["out.csv"]
+
+
+def test_a_lock_whose_file_is_deleted_meanwhile_is_held_by_one_alone(tmp_path):
+    """The file is deleted with each release, while others are about to lock it."""
+    counter, script = tmp_path / "counter", tmp_path / "count.py"
+    counter.write_text("0")
+    script.write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "from hypernoise.training.locking import passing_lock\n"
+        "counter, done = Path(sys.argv[1]), 0\n"
+        "while done < 150:\n"
+        "    try:\n"
+        "        with passing_lock(counter.with_name('lock'), ''):\n"
+        "            count = int(counter.read_text())\n"
+        "            counter.write_text(str(count + 1))\n"
+        "            done += 1\n"
+        "    except ValueError:\n"
+        "        pass\n"
+    )
+    command = [sys.executable, str(script), str(counter)]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert counter.read_text() == "450" and not (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize("length", [200, 250, 255, 300])
+def test_a_table_with_a_long_name_is_written_or_refused_at_once(images, prompts, tmp_path, length):
+    table = tmp_path / "out" / ("x" * (length - 4) + ".csv")
+    rewards = load_rewards({"redness": 1.0})
+    if length == 200:
+        score_folder(images, prompts, rewards, table, 4, SCORER)
+        assert list(table.parent.iterdir()) == [table]
+        return
+    with pytest.raises(OSError, match="name too long") as raised:
+        score_folder(images, prompts, Rewards(rewards, stop_after=0), table, 4, SCORER)
+    assert str(table) in str(raised.value)
+
+
+_PROCESS = """
+import sys
+from pathlib import Path
+from hypernoise.hypernoise_core.rewards import load_rewards
+from hypernoise.training.processes import join
+from hypernoise.training.scoring import score_folder
+join()
+images, prompts, table = map(Path, sys.argv[1:])
+score_folder(images, prompts, load_rewards({"redness": 1.0}), table, 4, {})
+"""
+
+
+def test_all_processes_of_a_refused_run_say_so(images, prompts, tmp_path):
+    """Those that do not hold the lock would wait for the one that did not get it."""
+    table = tmp_path / "out" / "out.csv"
+    first = start_and_hold(table, "sys.stdin.read()")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, images, prompts, table],
+            stderr=subprocess.PIPE,
+            env={**place, "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]
+    for process in both:
+        assert b"ValueError" in (error := process.communicate()[1]), error
+        assert f"{table}: another run is writing it".encode() in error
+    first.communicate(b"")
+    assert list(table.parent.iterdir()) == []
 
 
 class Interrupted(Exception):

@@ -18,6 +18,8 @@ from ...hypernoise_core.strict_json import parse_object
 from ...hypernoise_core.tensor_file import read_tensors
 from ...hypernoise_core.text_file import read_text
 
+FOLDER = "cells"
+"""In the evaluation's folder, where they lie."""
 FEATURES, COPIES, VIEWS, SHOWN = "features", "copies", "views", "shown"
 
 
@@ -40,7 +42,7 @@ class Cell:
 
     def file(self, out: Path) -> Path:
         """Where its numbers lie; its tensors lie beside them."""
-        folder = out / "cells" / f"steps_{self.steps:02d}" / self.method
+        folder = out / FOLDER / f"steps_{self.steps:02d}" / self.method
         return folder / f"run_{self.run}_seed_{self.seed}_part_{self.part}.json"
 
 

@@ -17,11 +17,15 @@ from ...hypernoise_core.text_file import read_text
 from ..pipelines import EMBEDDED
 from ..prompts import load_prompts, tiny_world_captions
 from ..tiny_world.captions import Caption, parse_caption
+from ..writable import check_others
+from .cells import FOLDER as CELLS
+from .report import REPORTS
 from .settings import EvaluationConfig
 from .wordings import ask_command, paraphrase
 
 PROMPTS = "prompts.json"
 """The file in the evaluation's folder that holds them."""
+_WORDINGS = "wordings.json"
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,12 @@ def ask(config: EvaluationConfig, accelerator: Accelerator) -> Questions:
 
     Raises:
         FileNotFoundError, ValueError: as `load_prompts` and `ask_command` raise them.
+        FileExistsError: the folder is of no evaluation and holds what one would replace.
     """
     prompts = choose_prompts(config)
+    file, content = config.out / PROMPTS, json.dumps(prompts, indent=1).encode()
+    if not ((config.out / CELLS).is_dir() or (file.is_file() and file.read_bytes() == content)):
+        check_others(config.out, "--out", (PROMPTS, _WORDINGS, *REPORTS))
     try:
         captions = [parse_caption(prompt) for prompt in prompts]
     except ValueError:
@@ -61,7 +69,7 @@ def ask(config: EvaluationConfig, accelerator: Accelerator) -> Questions:
     can_reword = config.prompt_command is not None or captions is not None
     methods = config.chosen_methods(wordings=can_reword)
     if accelerator.is_main_process:
-        write_atomically(config.out / PROMPTS, json.dumps(prompts, indent=1).encode())
+        write_atomically(file, content)
     wordings = None
     if "prompt_optimisation" in methods:
         wordings = _wordings(config, spread(prompts, config.search_prompts), accelerator)
@@ -93,7 +101,7 @@ def _wordings(
     config: EvaluationConfig, prompts: Sequence[str], accelerator: Accelerator
 ) -> Wordings:
     """From the folder, else the main process gets them."""
-    file = config.out / "wordings.json"
+    file = config.out / _WORDINGS
     unique = list(dict.fromkeys(prompts))
     if accelerator.is_main_process and not _holds(file, config.prompt_command, unique):
         start = time.perf_counter()

@@ -10,6 +10,8 @@ from typing import Any
 from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.text import printable
 
+REPORTS = ("report.html", "report.json", "report.md")
+"""What reports of an evaluation are called."""
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; background: #fff; }

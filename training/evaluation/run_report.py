@@ -12,6 +12,8 @@ from .figures import GainPoint
 from .held_out import FOLDER, pictures_of
 from .watch import hacking_warning
 
+PAGE = "report.html"
+"""Its name in the run's folder."""
 _TITLES = {
     "loss": "loss",
     "reward": "reward, weighted sum",
@@ -63,7 +65,7 @@ def write_run_report(folder: Path, title: str, summary: list[str]) -> Path:
             parts += _picture_parts(folder, evaluations[row]["step"])
     if curves := _curves(training):
         parts.append(report.picture("Training", figures.as_png(figures.curves(curves))))
-    page = folder / "report.html"
+    page = folder / PAGE
     report.write_page(page, title, parts)
     return page
 

@@ -28,6 +28,7 @@ from .catalogue import BASE, METHODS, OURS, Ingredients
 from .cells import (
     COPIES,
     FEATURES,
+    FOLDER,
     SHOWN,
     VIEWS,
     Cell,
@@ -287,7 +288,7 @@ class Suite:
         model = self.parts.identity["model_content"]
         settings = [model, self.parts.size, self.config.dtype]
         identity = [*settings, self.adapters.digest(method, run), self._digest_of(numbers)]
-        file = self.config.out / "cells" / "kl" / f"{_digest(json.dumps(identity))}.json"
+        file = self.config.out / FOLDER / "kl" / f"{_digest(json.dumps(identity))}.json"
         if not file.is_file():
             write_atomically(file, json.dumps(self._kl(f, numbers)).encode())
         return parse_object(read_text(file))

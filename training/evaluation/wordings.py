@@ -65,7 +65,7 @@ def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
 def _candidates(command: str, number: int, line: str) -> list[str]:
     try:
         candidates = json.loads(line)["candidates"]
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, RecursionError):
         candidates = None
     if not isinstance(candidates, list) or not all(
         isinstance(text, str) and text.strip() for text in candidates

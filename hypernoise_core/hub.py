@@ -1,0 +1,37 @@
+"""The Hugging Face hub, or a mirror of it: whatever goes wrong on the way is one message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LONGEST = 300  # characters of what the client says, which may quote a page
+
+
+@contextmanager
+def arriving(what: str) -> Iterator[None]:
+    """Around calls of huggingface_hub, or of datasets, that may download.
+
+    Args:
+        what: is to arrive, for the message.
+
+    Raises:
+        OSError: it did not; names it, the place that was asked, and what to do.
+    """
+    from huggingface_hub import constants
+
+    try:
+        yield
+    except Exception as error:  # the client's, and those of the HTTP library of its version
+        below = error
+        while below.__cause__ is not None:
+            below = below.__cause__
+        said = ": ".join(dict.fromkeys([_in_one_line(error), _in_one_line(below)]))
+        raise OSError(
+            f"{what} did not arrive from {constants.ENDPOINT}: {said}; try again, or look at the "
+            f"network, at the name, and at HF_ENDPOINT if a mirror is set there"
+        ) from error
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:_LONGEST].rstrip(".") or type(error).__name__
