@@ -58,6 +58,27 @@ def test_missing_weights_name_the_switch_and_the_folder(comfy):
         comfy.run("HyperNoise_LoadReward", reward="PickScore (pickscore)", weight=1.0)
 
 
+def test_in_bfloat16_a_reward_takes_half_the_memory(comfy, tmp_path, monkeypatch):
+    """And scores as in float32, but for rounding. A small CLIP stands for PickScore's."""
+    from hypernoise.tests.rewards.stand_ins import write_clip
+
+    monkeypatch.setattr(comfy.ours("nodes.model_folders"), "rewards_folders", lambda: [tmp_path])
+    torch.manual_seed(1)
+    with torch.inference_mode(False):
+        write_clip(tmp_path / "PickScore_v1")
+    image, sizes, scores = torch.rand(1, 64, 64, 3), [], []
+    for precision in ("float32", "bfloat16"):
+        reward = comfy.run(
+            "HyperNoise_LoadReward", reward="PickScore (pickscore)", weight=1.0, precision=precision
+        )[0]
+        sizes.append(reward.patchers["pickscore"].model_size())
+        scores += comfy.run(
+            "HyperNoise_ScoreImages", images=[image], reward=[reward], prompt=["a red circle"]
+        )[0]
+    assert sizes[1] == sizes[0] // 2
+    assert scores[0] != scores[1] == pytest.approx(scores[0], abs=0.5)  # of 14
+
+
 def test_weights_that_are_replaced_on_disk_are_loaded_anew(comfy, tmp_path, monkeypatch):
     module = comfy.ours("nodes.rewards")
     node = module.LoadReward
@@ -367,7 +388,10 @@ def test_a_comparison_gives_win_rate_interval_and_plot(comfy, redness, images):
 
 
 def search(comfy, loaded, reward, noise, model=None, **settings):
-    settings = {"iterations": 8, "learning_rate": 5.0, "max_grad_norm": 0.1, **settings}
+    settings = {
+        "iterations": 8, "learning_rate": 5.0, "max_grad_norm": 0.1, "penalty": 0.01, "patience": 0,
+        **settings,
+    }  # fmt: skip
     return comfy.run(
         "HyperNoise_ReNO",
         noise=noise,
@@ -377,8 +401,6 @@ def search(comfy, loaded, reward, noise, model=None, **settings):
         vae=loaded.vae,
         reward=reward,
         prompt=PROMPT,
-        penalty=0.01,
-        patience=0,
         **settings,
     )
 
@@ -434,13 +456,82 @@ def test_found_noise_is_for_its_own_size(comfy, loaded, reward, noise):
 
 
 def test_an_interrupt_ends_the_search_and_leaves_the_weights(comfy, loaded, reward, noise):
+    """In the middle of a step, whose gradient is being recorded."""
     import comfy.model_management as management
 
-    inference = [p.is_inference() for p in loaded.network.parameters()]
-    management.interrupt_current_processing()
-    with pytest.raises(management.InterruptProcessingException):
-        search(comfy, loaded, reward, noise)
-    assert [p.is_inference() for p in loaded.network.parameters()] == inference
+    from hypernoise.tests.trust.state import State
+
+    (patcher,) = reward.patchers.values()
+    modules = [loaded.network, loaded.vae.first_stage_model, patcher.model]
+    search(comfy, loaded, reward, noise, iterations=1)
+    before = [(State.of(m), [p.requires_grad for p in m.parameters()]) for m in modules]
+    calls = []
+
+    def interrupt(*_):
+        calls.append(torch.is_grad_enabled())
+        if len(calls) == 2:
+            management.interrupt_current_processing()
+            management.throw_exception_if_processing_interrupted()
+
+    handle = loaded.network.transformer_blocks[1].register_forward_pre_hook(interrupt)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            search(comfy, loaded, reward, noise)
+    finally:
+        handle.remove()
+    assert calls == [True, True]
+    for module, (state, wanted) in zip(modules, before, strict=True):
+        state.check(module)
+        assert [p.requires_grad for p in module.parameters()] == wanted
+    assert not management.in_training
+
+
+class Long:
+    """A NOISE that is twice as long as noise is."""
+
+    def __init__(self, noise):
+        self.noise, self.seed = noise, noise.seed
+
+    def generate_noise(self, latent):
+        return 2 * self.noise.generate_noise(latent)
+
+
+def test_the_penalty_of_reno_draws_the_noise_to_the_length_of_noise(comfy, loaded, reward, noise):
+    latent = comfy.ours("nodes.comfy_model").latent_for(loaded.model, loaded.latent)
+    settings = {"iterations": 2, "learning_rate": 7.0, "max_grad_norm": 1.0}
+    without, drawn = (
+        search(comfy, loaded, reward, Long(noise), penalty=penalty, **settings)[0]
+        .generate_noise(latent)
+        .flatten(1)
+        .norm(dim=1)
+        for penalty in (0.0, 100.0)
+    )
+    natural = latent["samples"][0].numel() ** 0.5
+    assert without.min() > 1.8 * natural
+    assert (drawn - natural).abs().min() < 0.3 * natural  # of the image that scores higher there
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list:
+    """Grows by one entry with each picture that a node shows while it runs."""
+    import comfy.utils
+
+    shown = []
+
+    def hook(value, total, preview, **options):
+        if preview is not None:
+            shown.append((value, total))
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    return shown
+
+
+@pytest.mark.parametrize(("patience", "count"), [(0, 5), (2, 3)])
+def test_reno_stops_where_its_patience_ends(comfy, loaded, noise, steps, patience, count):
+    """With a reward that no image raises."""
+    still = comfy.run("HyperNoise_LoadReward", reward="Redness (redness)", weight=0.0)[0]
+    search(comfy, loaded, still, noise, iterations=4, patience=patience)
+    assert steps == [(step, 4) for step in range(count)]
 
 
 def search_in_stand_in(comfy, built):
