@@ -162,12 +162,17 @@ def test_patches_of_the_sampling_run_do_not_see_the_pass(comfy, apply, loaded, f
     assert len(calls) == 2
 
 
-def test_in_an_area_without_a_prompt_there_is_no_delta(comfy, apply, loaded, deltas):
-    """There f must be 0, not the noise itself."""
-    area = {**loaded.prompt[0][1], "area": (8, 4, 0, 0)}  # the left half of 8 x 8
-    comfy.sample(
-        apply(loaded.model, loaded.hypernoise), [[loaded.prompt[0][0], area]], loaded.latent
+@pytest.mark.parametrize("replaces_noise", [False, True])
+def test_in_an_area_without_a_prompt_there_is_no_delta(
+    comfy, apply, loaded, fresh, deltas, replaces_noise
+):
+    """There f must be 0, not the noise itself, nor nothing in the noise's place."""
+    hypernetwork = fresh.hypernetwork
+    hypernetwork.metadata = dataclasses.replace(
+        hypernetwork.metadata, replaces_noise=replaces_noise
     )
+    area = {**loaded.prompt[0][1], "area": (8, 4, 0, 0)}  # the left half of 8 x 8
+    comfy.sample(apply(loaded.model, fresh), [[loaded.prompt[0][0], area]], loaded.latent)
     ((_, delta),) = deltas
     assert torch.count_nonzero(delta[..., 4:]) == 0
     assert delta[..., :4].abs().mean() > 1e-3

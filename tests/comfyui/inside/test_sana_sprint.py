@@ -184,3 +184,24 @@ def test_resolution_bins_are_the_pipeline_s(comfy, size, expected):
             resolution_bin=binned,
         )[0]["samples"]
         assert latent.shape == (2, 32, h // 32, w // 32)
+
+
+def test_each_part_is_on_its_device_as_a_whole_or_not_at_all(comfy, loaded, monkeypatch):
+    """Their layers are not ComfyUI's own: those cannot fetch their weights when they run."""
+    import comfy.model_management as management
+
+    parts = (loaded.model, loaded.clip.patcher, loaded.vae.patcher, loaded.hypernoise.patcher)
+    for patcher in parts:
+        management.unload_all_models()
+        patcher.partially_load(patcher.load_device, extra_memory=1)
+        assert patcher.loaded_size() == patcher.model_size()
+        patcher.detach()
+    management.load_models_gpu(list(parts))
+    nothing = {True: (0, 0), False: 0}
+    monkeypatch.setattr(
+        management, "get_free_memory", lambda device, torch_free_too=False: nothing[torch_free_too]
+    )
+    # Each is asked for one byte.
+    unloaded = management.free_memory(1, loaded.model.load_device)
+    assert {entry.model.model for entry in unloaded} >= {patcher.model for patcher in parts}
+    assert [patcher.loaded_size() for patcher in parts] == [0, 0, 0, 0]
