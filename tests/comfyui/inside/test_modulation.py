@@ -250,9 +250,11 @@ def test_a_prompt_that_ends_before_full_noise_does_not_count_and_one_that_holds_
     comfy.sample(model, [first, second], loaded.latent)
     comfy.sample(model, other, loaded.latent)
     sample_from(model, loaded_with(loaded, [first, second]), 0.25, loaded.latent)
-    (_, of_first), (_, at_full), (_, of_second), (_, at_quarter) = deltas
+    sample_from(model, loaded_with(loaded, [second]), 0.5, loaded.latent)  # where it begins
+    (_, of_first), (_, at_full), (_, of_second), (_, at_quarter), (_, at_half) = deltas
     assert torch.equal(at_full, of_first)
-    assert torch.equal(at_quarter, of_second) and not torch.allclose(of_first, of_second, atol=1e-3)
+    assert torch.equal(at_quarter, of_second) and torch.equal(at_half, of_second)
+    assert not torch.allclose(of_first, of_second, atol=1e-3)
 
 
 def loaded_with(loaded, prompt: list):
@@ -283,6 +285,16 @@ def test_a_model_without_the_layers_is_refused(comfy, apply, loaded):
     wrong = comfy.run("HyperNoise_LoadHypernetwork", hypernetwork="flux.safetensors")[0]
     with pytest.raises(ValueError, match="flux"):
         apply(loaded.model, wrong)
+
+
+def test_a_layer_that_comfyui_cuts_otherwise_is_named(comfy, apply, stand_in, monkeypatch):
+    """As another version may: no table of this one cuts a layer along its inputs."""
+    case = stand_in("flux")
+    layer, place = next(iter(case.hypernoise.hypernetwork.layer_names)), "diffusion_model.img_in"
+    table = {f"transformer.{layer}": (f"{place}.weight", (1, 0, 4))}
+    monkeypatch.setattr("comfy.lora.model_lora_keys_unet", lambda model, keys: table)
+    with pytest.raises(ValueError, match=f"random: .*layer {layer} in {place}.* not supported"):
+        apply(case.model, case.hypernoise)
 
 
 def test_the_delta_is_computed_once_while_noise_prompt_and_model_stay(
