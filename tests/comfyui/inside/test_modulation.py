@@ -250,11 +250,9 @@ def test_a_prompt_that_ends_before_full_noise_does_not_count_and_one_that_holds_
     comfy.sample(model, [first, second], loaded.latent)
     comfy.sample(model, other, loaded.latent)
     sample_from(model, loaded_with(loaded, [first, second]), 0.25, loaded.latent)
-    sample_from(model, loaded_with(loaded, [second]), 0.5, loaded.latent)  # where it begins
-    (_, of_first), (_, at_full), (_, of_second), (_, at_quarter), (_, at_half) = deltas
+    (_, of_first), (_, at_full), (_, of_second), (_, at_quarter) = deltas
     assert torch.equal(at_full, of_first)
-    assert torch.equal(at_quarter, of_second) and torch.equal(at_half, of_second)
-    assert not torch.allclose(of_first, of_second, atol=1e-3)
+    assert torch.equal(at_quarter, of_second) and not torch.allclose(of_first, of_second, atol=1e-3)
 
 
 def loaded_with(loaded, prompt: list):
