@@ -88,7 +88,11 @@ def test_no_trace_is_left_after_a_pass_broke_off(
     """
     import comfy.model_management as management
 
-    model = apply(apply(loaded.model, fresh), load_other(comfy), 0.5)
+    other = load_other(comfy)
+    model = apply(apply(loaded.model, fresh), other, 0.5)
+    expected = comfy.sample(model, loaded.prompt, loaded.latent)
+    for hypernoise in (fresh, other):
+        hypernoise.cache._entries.clear()
     layer = loaded.network.transformer_blocks[1].attn1.to_q
     forward, calls = layer.forward, []
 
@@ -101,9 +105,8 @@ def test_no_trace_is_left_after_a_pass_broke_off(
             management.throw_exception_if_processing_interrupted()
         raise RuntimeError("broken")
 
-    expected = comfy.sample(loaded.model, loaded.prompt, loaded.latent)
     sampling = loaded.model.model.model_sampling
-    modules = (loaded.network, fresh.hypernetwork)
+    modules = (loaded.network, fresh.hypernetwork, other.hypernetwork)
     before = [(State.of(module), gradients(module)) for module in modules]
     monkeypatch.setattr(layer, "forward", break_off)
     kind = management.InterruptProcessingException if interrupt else RuntimeError
@@ -115,7 +118,7 @@ def test_no_trace_is_left_after_a_pass_broke_off(
         state.check(module)
         assert gradients(module) == wanted
     assert loaded.model.model.model_sampling is sampling
-    assert torch.equal(comfy.sample(loaded.model, loaded.prompt, loaded.latent), expected)
+    assert torch.equal(comfy.sample(model, loaded.prompt, loaded.latent), expected)
 
 
 def test_hypernetworks_in_a_row_add_up_on_the_original_noise(comfy, apply, loaded, deltas):
