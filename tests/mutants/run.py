@@ -167,6 +167,7 @@ def main() -> int:
     if not changes:
         parser.error("no such change")
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        Path(folder).chmod(0o755)  # a test becomes another user, who has to get in
         outcomes = _try_all(changes, Path(folder), arguments.jobs)
     report = table(outcomes)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

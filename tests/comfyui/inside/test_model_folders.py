@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,37 @@ def register(monkeypatch):
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, entry)
 
     return add
+
+
+@pytest.mark.parametrize(
+    ("node", "value", "file"),
+    [
+        ("LoadHypernetwork", {"hypernetwork": "new.bin"}, "hypernoise/new.bin"),
+        ("LoadHypernetwork", {"hypernetwork": "one"}, "hypernoise/one/adapter_config.json"),
+        ("LoadSanaSprint", {"folder": "new"}, "sana_sprint/new/vae/weights.safetensors"),
+        (
+            "LoadReward",
+            {"reward": "HPSv2.1 (hps)"},
+            "hypernoise_rewards/HPSv2/HPS_v2.1_compressed.pt",
+        ),
+    ],
+)
+def test_a_file_replaced_by_one_of_the_same_name_and_size_is_loaded_anew(
+    comfy, register, tmp_path, node, value, file
+):
+    """As a training that went on writes its adapter once more."""
+    path, kind = tmp_path / file, Path(file).parts[0]
+    register(kind, tmp_path / kind)
+    write(tmp_path / "hypernoise/one/adapter_model.bin")
+    write(tmp_path / "sana_sprint/new/model_index.json", '{"_class_name": "SanaSprintPipeline"}')
+    write(path, "first")
+    fingerprint_inputs = comfy.nodes.NODE_CLASS_MAPPINGS[f"HyperNoise_{node}"].fingerprint_inputs
+    before = fingerprint_inputs(**value)
+    assert before and fingerprint_inputs(**value) == before
+    write(tmp_path / "next", "other")
+    os.utime(tmp_path / "next", (time.time() + 1,) * 2)  # clocks of files are coarse
+    (tmp_path / "next").replace(path)
+    assert fingerprint_inputs(**value) != before
 
 
 def load(comfy, folder: str) -> tuple:

@@ -9,11 +9,24 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from hypernoise.tests.comfyui.stand_ins import OTHER
+from hypernoise.tests.trust.state import State
+
 IMAGE = {"samples": torch.full((2, 16, 8, 8), 0.3)}  # a LATENT that is not empty
 
 
 def states(network) -> list[torch.Tensor]:
     return [weight.clone() for weight in network.state_dict().values()]
+
+
+def gradients(network) -> list[bool]:
+    """Which of its parameters want one."""
+    return [parameter.requires_grad for parameter in network.parameters()]
+
+
+def load_other(comfy):
+    """Another hypernetwork, without anything remembered."""
+    return comfy.run("HyperNoise_LoadHypernetwork", hypernetwork=OTHER)[0]
 
 
 def hook_count(network) -> int:
@@ -66,24 +79,48 @@ def test_weights_and_hooks_are_as_before_and_the_input_model_is_untouched(
     assert torch.equal(comfy.sample(loaded.model, loaded.prompt, loaded.latent), plain)
 
 
-@pytest.mark.parametrize("interrupt", [False, True])
-def test_no_hook_is_left_after_the_pass_broke_off(comfy, apply, loaded, fresh, interrupt):
-    """An error, or the interrupt button, which raises a BaseException in the middle."""
-    from comfy.model_management import InterruptProcessingException
+@pytest.mark.parametrize("interrupt", [False, True], ids=["error", "interrupt"])
+@pytest.mark.parametrize("in_pass", [1, 2])
+def test_no_trace_is_left_after_a_pass_broke_off(
+    comfy, apply, loaded, fresh, monkeypatch, interrupt, in_pass
+):
+    """In the middle of a layer: by an error, or by the interrupt button, whose exception is none.
 
-    kind = InterruptProcessingException if interrupt else RuntimeError
+    Of two hypernetworks either one's pass may be it.
+    """
+    import comfy.model_management as management
 
-    def break_off(module, args):
-        raise kind
+    other = load_other(comfy)
+    model = apply(apply(loaded.model, fresh), other, 0.5)
+    expected = comfy.sample(model, loaded.prompt, loaded.latent)
+    for hypernoise in (fresh, other):
+        hypernoise.cache._entries.clear()
+    layer = loaded.network.transformer_blocks[1].attn1.to_q
+    forward, calls = layer.forward, []
 
-    block = loaded.network.transformer_blocks[1]
-    handle = block.register_forward_pre_hook(break_off)
-    try:
-        with pytest.raises(kind):
-            comfy.sample(apply(loaded.model, fresh), loaded.prompt, loaded.latent)
-        assert hook_count(loaded.network) == 1  # only the one of this test
-    finally:
-        handle.remove()
+    def break_off(x):
+        calls.append(x)
+        if len(calls) < in_pass:
+            return forward(x)
+        if interrupt:
+            management.interrupt_current_processing()
+            management.throw_exception_if_processing_interrupted()
+        raise RuntimeError("broken")
+
+    sampling = loaded.model.model.model_sampling
+    modules = (loaded.network, fresh.hypernetwork, other.hypernetwork)
+    before = [(State.of(module), gradients(module)) for module in modules]
+    monkeypatch.setattr(layer, "forward", break_off)
+    kind = management.InterruptProcessingException if interrupt else RuntimeError
+    with pytest.raises(kind):
+        comfy.sample(model, loaded.prompt, loaded.latent)
+    monkeypatch.undo()
+    assert len(calls) == in_pass
+    for module, (state, wanted) in zip(modules, before, strict=True):
+        state.check(module)
+        assert gradients(module) == wanted
+    assert loaded.model.model.model_sampling is sampling
+    assert torch.equal(comfy.sample(model, loaded.prompt, loaded.latent), expected)
 
 
 def test_hypernetworks_in_a_row_add_up_on_the_original_noise(comfy, apply, loaded, deltas):
@@ -130,12 +167,17 @@ def test_patches_of_the_sampling_run_do_not_see_the_pass(comfy, apply, loaded, f
     assert len(calls) == 2
 
 
-def test_in_an_area_without_a_prompt_there_is_no_delta(comfy, apply, loaded, deltas):
-    """There f must be 0, not the noise itself."""
-    area = {**loaded.prompt[0][1], "area": (8, 4, 0, 0)}  # the left half of 8 x 8
-    comfy.sample(
-        apply(loaded.model, loaded.hypernoise), [[loaded.prompt[0][0], area]], loaded.latent
+@pytest.mark.parametrize("replaces_noise", [False, True])
+def test_in_an_area_without_a_prompt_there_is_no_delta(
+    comfy, apply, loaded, fresh, deltas, replaces_noise
+):
+    """There f must be 0, not the noise itself, nor nothing in the noise's place."""
+    hypernetwork = fresh.hypernetwork
+    hypernetwork.metadata = dataclasses.replace(
+        hypernetwork.metadata, replaces_noise=replaces_noise
     )
+    area = {**loaded.prompt[0][1], "area": (8, 4, 0, 0)}  # the left half of 8 x 8
+    comfy.sample(apply(loaded.model, fresh), [[loaded.prompt[0][0], area]], loaded.latent)
     ((_, delta),) = deltas
     assert torch.count_nonzero(delta[..., 4:]) == 0
     assert delta[..., :4].abs().mean() > 1e-3
@@ -248,6 +290,16 @@ def test_a_model_without_the_layers_is_refused(comfy, apply, loaded):
         apply(loaded.model, wrong)
 
 
+def test_a_layer_that_comfyui_cuts_otherwise_is_named(comfy, apply, stand_in, monkeypatch):
+    """As another version may: no table of this one cuts a layer along its inputs."""
+    case = stand_in("flux")
+    layer, place = next(iter(case.hypernoise.hypernetwork.layer_names)), "diffusion_model.img_in"
+    table = {f"transformer.{layer}": (f"{place}.weight", (1, 0, 4))}
+    monkeypatch.setattr("comfy.lora.model_lora_keys_unet", lambda model, keys: table)
+    with pytest.raises(ValueError, match=f"random: .*layer {layer} in {place}.* not supported"):
+        apply(case.model, case.hypernoise)
+
+
 def test_the_delta_is_computed_once_while_noise_prompt_and_model_stay(
     comfy, apply, loaded, fresh, passes
 ):
@@ -279,6 +331,48 @@ def test_another_prompt_or_patched_weights_are_never_served_from_memory(
         comfy.sample(apply(replaced, fresh), loaded.prompt, loaded.latent)
         del replaced, sampling
     assert len(passes) == 5
+
+
+def test_the_same_noise_in_another_shape_is_another_noise(comfy, apply, loaded, fresh, passes):
+    """Of one seed, a portrait and a landscape hold the same numbers."""
+    model, channels = apply(loaded.model, fresh), loaded.latent["samples"].shape[1]
+    shapes = [(1, channels, 4, 2), (1, channels, 2, 4)]
+    tall, wide = (
+        comfy.sample(model, loaded.prompt, {**loaded.latent, "samples": torch.zeros(shape)})
+        for shape in shapes
+    )
+    assert len(passes) == 2
+    assert tall.shape[2:] == wide.shape[:1:-1] and tall.shape != wide.shape
+
+
+def test_the_delta_that_was_not_used_for_longest_is_forgotten(comfy, apply, loaded, fresh, passes):
+    """As a user goes through seeds and back: the last ones are all remembered."""
+    model = apply(loaded.model, fresh)
+
+    def passes_of(*seeds: int) -> int:
+        passes.clear()
+        for seed in seeds:
+            comfy.sample(model, loaded.prompt, loaded.latent, seed=seed)
+        return len(passes)
+
+    assert passes_of(*range(8)) == 8
+    assert passes_of(0) == 0
+    assert passes_of(8) == 1
+    assert passes_of(8, 7, 6, 5, 4, 3, 2, 0) == 0
+    assert passes_of(1) == 1
+
+
+def test_what_cannot_be_compared_in_a_prompt_is_never_taken_for_known(
+    comfy, apply, loaded, fresh, passes
+):
+    """Objects of nodes that we do not know may hold anything, and may have changed."""
+    model = apply(loaded.model, fresh)
+    for thing in (object(), {"in": [object()]}, {1, 2}):
+        told = [[each, {**extra, "of_another_node": thing}] for each, extra in loaded.prompt]
+        passes.clear()
+        first = comfy.sample(model, told, loaded.latent)
+        assert torch.equal(comfy.sample(model, told, loaded.latent), first)
+        assert len(passes) == 2
 
 
 def test_the_noise_prompt_is_read_by_the_hypernetwork_alone(comfy, apply, loaded, deltas, models):
@@ -345,6 +439,60 @@ def test_a_lora_hook_on_the_noise_prompt_acts_in_the_pass_alone(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def with_control_net(comfy, case) -> list:
+    """The stand-in's prompt behind Apply ControlNet: ComfyUI's own, of the stand-in's size."""
+    from comfy.cldm.cldm import ControlNet as Network
+    from comfy.controlnet import ControlNet
+
+    config = case.model.model.model_config
+    sizes = {k: v for k, v in config.unet_config.items() if k != "out_channels"}
+    network = Network(hint_channels=3, operations=config.custom_operations, **sizes)
+    control_net = ControlNet(randomised(network), load_device=torch.device("cpu"))
+    image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(8))
+    return comfy.nodes.ControlNetApply().apply_controlnet(case.positive, control_net, image, 1.0)[0]
+
+
+def with_gligen(comfy, case) -> list:
+    """The stand-in's prompt behind GLIGENTextBoxApply: one box with a text of its own."""
+    from comfy.gligen import GatedSelfAttentionDense, Gligen, PositionNet
+    from comfy.model_patcher import ModelPatcher
+
+    width, device = case.positive[0][0].shape[-1], torch.device("cpu")
+    fuser = GatedSelfAttentionDense(32, width, 4, 8)
+    gligen = Gligen([randomised(fuser)] * 8, randomised(PositionNet(width, width)), width)
+    box = (torch.ones(1, width), 4, 4, 2, 2)
+    ((embeddings, extra),) = case.positive
+    return [
+        [embeddings, {**extra, "gligen": ("position", ModelPatcher(gligen, device, device), [box])}]
+    ]
+
+
+def randomised(network: torch.nn.Module) -> torch.nn.Module:
+    """Such that it has an effect: some of its weights are zero at first, some not even that."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in network.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return network.requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("controlled", [with_control_net, with_gligen])
+def test_controls_on_the_prompt_act_on_the_image_alone(comfy, apply, stand_in, passes, controlled):
+    """A hypernetwork is trained without them, so the change of the noise is that without them."""
+    case = stand_in("sd_turbo")
+    positive = controlled(comfy, case)
+    empty = {"samples": torch.zeros_like(case.noise)}
+    plain, steered = (comfy.sample(case.model, each, empty) for each in (case.positive, positive))
+    assert (steered - plain).norm() / plain.norm() > 0.01
+    model = apply(case.model, case.hypernoise)
+    modulated = []
+    for prompt in (case.positive, positive):
+        case.hypernoise.cache._entries.clear()
+        ours = comfy.ours("nodes.comfy_model")
+        modulated.append(ours.modulated_noise(model, prompt, case.noise, 0))
+    assert len(passes) == 2
+    assert torch.equal(*modulated) and not torch.equal(modulated[0], case.noise)
+
+
 def test_two_prompts_are_weighted_as_the_sampler_weights_them(comfy, apply, loaded, deltas):
     other = comfy.nodes.CLIPTextEncode().encode(loaded.clip, "one white square")[0]
     weak = [[other[0][0], {**other[0][1], "strength": 0.25}]]
@@ -372,23 +520,19 @@ def test_guidance_above_one_costs_no_second_pass(comfy, apply, loaded, fresh, pa
     assert len(passes) == 1
 
 
-def test_a_layer_that_is_never_called_is_reported(comfy, apply, loaded, fresh):
-    """As with fused kernels: the module is there, but its forward is not used."""
+def test_a_layer_that_is_never_called_is_reported(comfy, apply, loaded, fresh, monkeypatch):
+    """As with fused kernels: the layers are there, but what holds them reads their weights."""
     block = loaded.network.transformer_blocks[0].attn1
-    layer = block.to_q
-    model = apply(loaded.model, fresh)
 
-    class Fused(torch.nn.Module):
-        def forward(self, x):
-            return torch.nn.functional.linear(x, layer.weight, layer.bias)
+    def fused(x, *args, **options):
+        return block.to_out[0](torch.nn.functional.linear(x, block.to_q.weight))
 
-    block.to_q = Fused()
-    try:
-        block.to_q.add_module("hidden", layer)
-        with pytest.raises(ValueError, match="transformer_blocks.0.attn1.to_q"):
-            comfy.sample(model, loaded.prompt, loaded.latent)
-    finally:
-        block.to_q = layer
+    monkeypatch.setattr(block, "forward", fused)
+    plain = comfy.sample(loaded.model, loaded.prompt, loaded.latent)
+    message = r"without calling 3 of its layers \(transformer_blocks.0.attn1.to_k for one\)"
+    with pytest.raises(ValueError, match=message):
+        comfy.sample(apply(loaded.model, fresh), loaded.prompt, loaded.latent)
+    assert torch.equal(comfy.sample(loaded.model, loaded.prompt, loaded.latent), plain)
 
 
 def test_threads_that_sample_one_model_get_the_images_of_one_thread(comfy, apply, stand_in):

@@ -138,6 +138,17 @@ def test_noise_to_latent_keeps_what_belongs_to_the_latent(comfy, loaded, noise):
     assert latent.items() >= more.items() and not torch.equal(*latent["samples"])
 
 
+def test_the_graph_s_latent_stays_as_it_is(comfy, loaded, noise):
+    """Other nodes get the same one: a sampler reads from it what its size is of."""
+    before = dict(loaded.latent)
+    assert len(before) > 1
+    nodes = {"NoiseToLatent": {}, "PreviewDelta": {"modulated_noise": noise, "vae": loaded.vae}}
+    for node, more in nodes.items():
+        inputs = {"noise": noise, "model": loaded.model, "latent": loaded.latent, **more}
+        comfy.run(f"HyperNoise_{node}", **inputs)
+        assert loaded.latent == before
+
+
 def test_an_empty_batch_is_named(comfy, loaded, noise):
     empty = {"samples": torch.zeros(0, 32, 2, 2)}
     with pytest.raises(ValueError, match="latent holds no image"):
@@ -145,24 +156,18 @@ def test_an_empty_batch_is_named(comfy, loaded, noise):
 
 
 def test_the_preview_shows_noise_delta_and_their_sum(comfy, loaded, noise):
-    before, delta, after = comfy.run(
+    modulated = modulate(comfy, loaded, noise)
+    shown = comfy.run(
         "HyperNoise_PreviewDelta",
         noise=noise,
-        modulated_noise=modulate(comfy, loaded, noise),
+        modulated_noise=modulated,
         model=loaded.model,
         latent=loaded.latent,
         vae=loaded.vae,
     )
-    assert before.shape == delta.shape == after.shape == (2, 64, 64, 3)
-    assert not torch.equal(before, after)
-    same, nothing, _ = comfy.run(
-        "HyperNoise_PreviewDelta",
-        noise=noise,
-        modulated_noise=noise,
-        model=loaded.model,
-        latent=loaded.latent,
-        vae=loaded.vae,
-    )
-    assert torch.equal(same, before)
-    zeros = torch.zeros(1, loaded.vae.latent_channels, 8, 8)
-    torch.testing.assert_close(nothing[:1], loaded.vae.decode(zeros))
+    latent = comfy.ours("nodes.comfy_model").latent_for(loaded.model, loaded.latent)
+    before, after = noise.generate_noise(latent), modulated.generate_noise(latent)
+    format = loaded.model.model.latent_format
+    for images, drawn in zip(shown, (before, after - before, after), strict=True):
+        assert images.shape == (2, 64, 64, 3)
+        torch.testing.assert_close(images, loaded.vae.decode(format.process_out(drawn)))

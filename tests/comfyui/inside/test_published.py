@@ -15,13 +15,14 @@ def hub(models, monkeypatch):
     """What was downloaded: (repository, folder) pairs; `hub.broken` breaks off half-way."""
 
     class Hub(list):
-        broken = False
+        broken, revision = False, None
 
     hub = Hub()
 
     def snapshot_download(repository, *, local_dir, allow_patterns, revision):
         assert not any(pattern.endswith(("*", ".py", ".bin")) for pattern in allow_patterns)
         hub.append((repository, local_dir))
+        hub.revision = revision
         local_dir.mkdir(parents=True, exist_ok=True)
         shutil.copy(models.folder_path / "model_index.json", local_dir)
         if hub.broken:
@@ -78,3 +79,10 @@ def test_a_download_that_broke_off_is_not_offered_and_goes_on_later(comfy, hub):
     hub.broken = False
     assert len(load(comfy, download=True)) == 3
     assert hub[0][1] == hub[1][1]  # the same folder, where the hub's client finds what is there
+
+
+def test_a_commit_that_was_looked_through_is_the_one_that_is_downloaded(comfy, hub):
+    inputs = {"instruction": True, "precision": "auto", "download": True}
+    name = NAME.replace("0.6B", "1.6B")
+    assert len(comfy.run("HyperNoise_LoadSanaSprint", folder=name, **inputs)) == 3
+    assert hub[0][0].endswith(name) and len(hub.revision) == 40

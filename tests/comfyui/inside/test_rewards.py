@@ -58,6 +58,27 @@ def test_missing_weights_name_the_switch_and_the_folder(comfy):
         comfy.run("HyperNoise_LoadReward", reward="PickScore (pickscore)", weight=1.0)
 
 
+def test_in_bfloat16_a_reward_takes_half_the_memory(comfy, tmp_path, monkeypatch):
+    """And scores as in float32, but for rounding. A small CLIP stands for PickScore's."""
+    from hypernoise.tests.rewards.stand_ins import write_clip
+
+    monkeypatch.setattr(comfy.ours("nodes.model_folders"), "rewards_folders", lambda: [tmp_path])
+    torch.manual_seed(1)
+    with torch.inference_mode(False):
+        write_clip(tmp_path / "PickScore_v1")
+    image, sizes, scores = torch.rand(1, 64, 64, 3), [], []
+    for precision in ("float32", "bfloat16"):
+        reward = comfy.run(
+            "HyperNoise_LoadReward", reward="PickScore (pickscore)", weight=1.0, precision=precision
+        )[0]
+        sizes.append(reward.patchers["pickscore"].model_size())
+        scores += comfy.run(
+            "HyperNoise_ScoreImages", images=[image], reward=[reward], prompt=["a red circle"]
+        )[0]
+    assert sizes[1] == sizes[0] // 2
+    assert scores[0] != scores[1] == pytest.approx(scores[0], abs=0.5)  # of 14
+
+
 def test_weights_that_are_replaced_on_disk_are_loaded_anew(comfy, tmp_path, monkeypatch):
     module = comfy.ours("nodes.rewards")
     node = module.LoadReward
@@ -145,6 +166,24 @@ def test_each_batch_is_scored_against_its_own_prompt(comfy, reward):
         "HyperNoise_CompareImages", first=[first, second], second=[second, first], **common
     )[2]
     assert f"mean score {sum(expected) / 4:.4g} and" in report
+
+
+def test_what_a_resize_leaves_outside_of_0_and_1_does_not_count(comfy, redness):
+    """As bicubic and Lanczos resizing do at edges."""
+    red = torch.tensor([1.3, -0.2, -0.2]).expand(1, 64, 64, 3)
+    scores = comfy.run("HyperNoise_ScoreImages", images=[red], reward=[redness], prompt=["a"])[0]
+    assert scores == pytest.approx([2.0])
+
+
+def test_a_prompt_of_which_a_reward_reads_a_part_is_complained_about(comfy, reward, caplog):
+    image = torch.full((1, 64, 64, 3), 0.5)
+    inputs = {"images": [image], "reward": [reward], "prompt": ["three green triangles " * 40]}
+    for node, place in (("ScoreImages", 2), ("BestOfN", None)):
+        caplog.clear()
+        more = {"keep": [1]} if node == "BestOfN" else {}
+        found = comfy.run(f"HyperNoise_{node}", **inputs, **more)
+        assert "tiny-preference" in caplog.text and "tokens" in caplog.text
+        assert place is None or "tokens" in found[place]
 
 
 NAN = torch.full((1, 64, 64, 3), float("nan"))
@@ -310,6 +349,9 @@ def test_each_of_several_latents_keeps_its_own_mask(comfy, redness, images):
     assert kept["noise_mask"].shape == (4, 1, 8, 8)
     assert kept["noise_mask"].mean(dim=(1, 2, 3)).tolist() == [0.75, 0.5, 1.0, 0.25]
     assert kept["batch_index"] == [0, 0, 5, 0] and kept["type"] == "x"
+    latents[3]["type"] = "of the best"
+    kept = best(comfy, redness, list(images.split(1)), keep=4, latents=latents)[1]
+    assert kept["type"] == "of the best"
     kept = best(comfy, redness, list(images.split(1)), keep=1, latents=[latents[1]] * 4)[1]
     assert "noise_mask" not in kept
 
@@ -366,8 +408,25 @@ def test_a_comparison_gives_win_rate_interval_and_plot(comfy, redness, images):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("won", [True, False])
+def test_in_the_plot_pairs_that_the_second_wins_are_green_and_the_others_red(
+    comfy, redness, images, won
+):
+    sides = (images[:2], images[2:]) if won else (images[2:], images[:2])
+    plot = comfy.run(
+        "HyperNoise_CompareImages",
+        first=[sides[0]], second=[sides[1]], reward=[redness], prompt=["a"],
+    )[1]  # fmt: skip
+    red, green, _ = plot[0, 140:].movedim(-1, 0)  # the bars of the pairs
+    reds, greens = (red > green + 0.3).sum(), (green > red + 0.3).sum()
+    assert (reds == 0 and greens > 1000) if won else (greens == 0 and reds > 1000)
+
+
 def search(comfy, loaded, reward, noise, model=None, **settings):
-    settings = {"iterations": 8, "learning_rate": 5.0, "max_grad_norm": 0.1, **settings}
+    settings = {
+        "iterations": 8, "learning_rate": 5.0, "max_grad_norm": 0.1, "penalty": 0.01, "patience": 0,
+        **settings,
+    }  # fmt: skip
     return comfy.run(
         "HyperNoise_ReNO",
         noise=noise,
@@ -377,8 +436,6 @@ def search(comfy, loaded, reward, noise, model=None, **settings):
         vae=loaded.vae,
         reward=reward,
         prompt=PROMPT,
-        penalty=0.01,
-        patience=0,
         **settings,
     )
 
@@ -411,8 +468,49 @@ def test_reno_finds_noise_whose_image_scores_higher(comfy, loaded, reward, noise
     )[0]
     assert all(after > before + 0.3 for before, after in zip(plain, scores, strict=True))
     assert (sampled(found) - images).abs().max() < 1e-3
+    assert images.min() >= 0 and images.max() <= 1
     assert all(v.equal(weights[k]) for k, v in loaded.network.state_dict().items())
     assert not any(m._forward_hooks for m in loaded.network.modules())
+
+
+def test_reno_has_model_vae_and_reward_loaded_side_by_side(comfy, loaded, reward, noise):
+    import comfy.model_management as management
+
+    management.unload_all_models()
+    search(comfy, loaded, reward, noise, iterations=1)
+    side_by_side = {entry.model.model for entry in management.current_loaded_models}
+    (patcher,) = reward.patchers.values()
+    assert side_by_side >= {loaded.model.model, loaded.vae.patcher.model, patcher.model}
+
+
+def test_a_step_of_reno_goes_no_further_than_max_grad_norm_lets_it(comfy, loaded, reward, noise):
+    latent = comfy.ours("nodes.comfy_model").latent_for(loaded.model, loaded.latent)
+    start = noise.generate_noise(latent)
+    longest = []
+    for max_grad_norm in (0.001, 0.01):
+        found = search(comfy, loaded, reward, noise, iterations=1, max_grad_norm=max_grad_norm)[0]
+        moved = (found.generate_noise(latent) - start).flatten(1).norm(dim=1)
+        longest.append(moved.max().item())
+    # The first step of Nesterov momentum 0.9 is 1.9 times the gradient's.
+    assert longest == pytest.approx([5.0 * 1.9 * 0.001, 5.0 * 1.9 * 0.01], rel=1e-2)
+
+
+def test_captions_of_reno_show_the_score_before_and_the_one_after(
+    comfy, loaded, reward, noise, monkeypatch
+):
+    pictures, shown = comfy.ours("nodes.pictures"), []
+    original = pictures.with_captions
+
+    def recording(images, captions):
+        shown.append(list(captions))
+        return original(images, captions)
+
+    monkeypatch.setattr(pictures, "with_captions", recording)
+    _, _, scores = search(comfy, loaded, reward, noise, iterations=3)
+    before = [float(caption.split(" > ")[0]) for caption in shown[0]]
+    expected = [f"{a:.3f} > {b:.3f}" for a, b in zip(before, scores, strict=True)]
+    assert shown[-1] == expected
+    assert all(b > a for a, b in zip(before, scores, strict=True))
 
 
 def test_reno_starts_from_the_hypernetwork_s_noise(comfy, loaded, reward, noise):
@@ -434,31 +532,100 @@ def test_found_noise_is_for_its_own_size(comfy, loaded, reward, noise):
 
 
 def test_an_interrupt_ends_the_search_and_leaves_the_weights(comfy, loaded, reward, noise):
+    """In the middle of a step, whose gradient is being recorded."""
     import comfy.model_management as management
 
-    inference = [p.is_inference() for p in loaded.network.parameters()]
-    management.interrupt_current_processing()
-    with pytest.raises(management.InterruptProcessingException):
-        search(comfy, loaded, reward, noise)
-    assert [p.is_inference() for p in loaded.network.parameters()] == inference
+    from hypernoise.tests.trust.state import State
+
+    (patcher,) = reward.patchers.values()
+    modules = [loaded.network, loaded.vae.first_stage_model, patcher.model]
+    search(comfy, loaded, reward, noise, iterations=1)
+    before = [(State.of(m), [p.requires_grad for p in m.parameters()]) for m in modules]
+    calls = []
+
+    def interrupt(*_):
+        calls.append(torch.is_grad_enabled())
+        if len(calls) == 2:
+            management.interrupt_current_processing()
+            management.throw_exception_if_processing_interrupted()
+
+    handle = loaded.network.transformer_blocks[1].register_forward_pre_hook(interrupt)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            search(comfy, loaded, reward, noise)
+    finally:
+        handle.remove()
+    assert calls == [True, True]
+    for module, (state, wanted) in zip(modules, before, strict=True):
+        state.check(module)
+        assert [p.requires_grad for p in module.parameters()] == wanted
+    assert not management.in_training
 
 
-def search_in_stand_in(comfy, built):
+class Long:
+    """A NOISE that is twice as long as noise is."""
+
+    def __init__(self, noise):
+        self.noise, self.seed = noise, noise.seed
+
+    def generate_noise(self, latent):
+        return 2 * self.noise.generate_noise(latent)
+
+
+def test_the_penalty_of_reno_draws_the_noise_to_the_length_of_noise(comfy, loaded, reward, noise):
+    latent = comfy.ours("nodes.comfy_model").latent_for(loaded.model, loaded.latent)
+    settings = {"iterations": 2, "learning_rate": 7.0, "max_grad_norm": 1.0}
+    without, drawn = (
+        search(comfy, loaded, reward, Long(noise), penalty=penalty, **settings)[0]
+        .generate_noise(latent)
+        .flatten(1)
+        .norm(dim=1)
+        for penalty in (0.0, 100.0)
+    )
+    natural = latent["samples"][0].numel() ** 0.5
+    assert without.min() > 1.8 * natural
+    assert (drawn - natural).abs().min() < 0.3 * natural  # of the image that scores higher there
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list:
+    """Grows by one entry with each picture that a node shows while it runs."""
+    import comfy.utils
+
+    shown = []
+
+    def hook(value, total, preview, **options):
+        if preview is not None:
+            shown.append((value, total))
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    return shown
+
+
+@pytest.mark.parametrize(("patience", "count"), [(0, 5), (2, 3)])
+def test_reno_stops_where_its_patience_ends(comfy, loaded, noise, steps, patience, count):
+    """With a reward that no image raises."""
+    still = comfy.run("HyperNoise_LoadReward", reward="Redness (redness)", weight=0.0)[0]
+    search(comfy, loaded, still, noise, iterations=4, patience=patience)
+    assert steps == [(step, 4) for step in range(count)]
+
+
+def search_in_stand_in(comfy, built, **settings):
     from hypernoise.hypernoise_core.reno import RenoConfig
 
     rewards = comfy.run("HyperNoise_LoadReward", reward="Redness (redness)", weight=1.0)[0]
 
     class Vae:
-        """Shows the first three channels."""
+        """Shows the first three channels, most values of which stay in range."""
 
         vae_dtype = torch.float32
         first_stage_model = torch.nn.Module()
         patcher = comfy.ours("nodes.comfy_model").manage(torch.nn.Identity())
 
-    Vae.first_stage_model.decode = lambda latents: latents[:, :3].repeat(1, 1, 8, 8)
+    Vae.first_stage_model.decode = lambda latents: latents[:, :3].repeat(1, 1, 8, 8) / 100
     return comfy.ours("nodes.noise_search").search(
         built.model, built.positive, Vae, rewards, PROMPT, built.noise, 0,
-        RenoConfig(iterations=5), lambda *step: None,
+        RenoConfig(iterations=5, **settings), lambda *step: None,
     )  # fmt: skip
 
 
@@ -468,6 +635,22 @@ def test_gradients_pass_a_network_of_comfyui_s_own(comfy, stand_in):
     assert all(p.is_inference() for p in built.model.model.diffusion_model.parameters())
     result = search_in_stand_in(comfy, built)
     assert (result.scores > result.history[0]).all()
+
+
+def test_reno_starts_on_the_image_that_a_sampler_makes_of_the_noise(comfy, stand_in):
+    """Also where a model scales its noise: by one thing at full noise, by another below it."""
+    from comfy.sample import sample
+
+    built = stand_in("sd_turbo")
+    result = search_in_stand_in(comfy, built, max_grad_norm=1e-12)
+    sigma = float(built.model.get_model_object("model_sampling").sigma_max)
+    latents = sample(
+        built.model, built.noise, 1, 1.0, "euler", "simple", built.positive, built.positive,
+        torch.zeros_like(built.noise), sigmas=torch.tensor([sigma, 0.0]), seed=0,
+    )  # fmt: skip
+    expected = (latents[:, :3].repeat(1, 1, 8, 8) / 200 + 0.5).clamp(0, 1)
+    assert ((0 < expected) & (expected < 1)).float().mean() > 0.5
+    torch.testing.assert_close(result.images, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_network_without_a_gradient_is_named(comfy, stand_in):

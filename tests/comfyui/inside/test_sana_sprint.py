@@ -1,5 +1,7 @@
 """SANA-Sprint as MODEL, CLIP and VAE against diffusers' own pipeline."""
 
+import logging
+
 import pytest
 import torch
 from diffusers import SanaSprintPipeline
@@ -97,10 +99,11 @@ def test_lcm_at_our_sigmas_equals_the_pipeline_with_the_same_noises(comfy, loade
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 
-def test_a_second_step_above_the_first_is_refused(comfy):
+@pytest.mark.parametrize("second", [1.2, 1.0])
+def test_a_second_step_that_is_not_below_the_first_is_refused(comfy, second):
     with pytest.raises(ValueError, match="intermediate_timestep"):
         comfy.run(
-            "HyperNoise_SanaSprintSigmas", steps=2, max_timestep=1.0, intermediate_timestep=1.2
+            "HyperNoise_SanaSprintSigmas", steps=2, max_timestep=1.0, intermediate_timestep=second
         )
 
 
@@ -121,11 +124,16 @@ def test_tiled_decode_of_an_image_larger_than_a_tile(comfy, loaded):
     assert images.shape == (1, 192, 192, 3)
 
 
-def test_loading_twice_leaves_no_log_line_about_missing_weights(comfy, models, caplog):
+def test_loading_leaves_no_log_line_about_missing_weights_and_others_keep_theirs(
+    comfy, models, caplog
+):
     comfy.run(
         "HyperNoise_LoadSanaSprint", folder=models.folder, instruction=True, precision="float32"
     )
     assert "No VAE weights" not in caplog.text
+    line = "No VAE weights detected, VAE not initalized."  # as ComfyUI has it for a VAE of its own
+    logging.getLogger().warning(line)
+    assert line in caplog.text
 
 
 def test_bfloat16(comfy, models, loaded):
@@ -135,7 +143,9 @@ def test_bfloat16(comfy, models, loaded):
     prompt = comfy.nodes.CLIPTextEncode().encode(clip, "three green triangles")[0]
     found = comfy.sample(model, prompt, loaded.latent)
     exact = comfy.sample(loaded.model, loaded.prompt, loaded.latent)
-    assert model.model.diffusion_model.dtype == torch.bfloat16
+    parts = (model.model.diffusion_model, clip.patcher.model.text_encoder, vae.first_stage_model)
+    for part in parts:
+        assert {weight.dtype for weight in part.parameters()} == {torch.bfloat16}
     assert 0 < (found - exact).norm() / exact.norm() < 0.1
     assert comfy.nodes.VAEDecode().decode(vae, {"samples": found})[0].shape == (2, 64, 64, 3)
 
@@ -150,6 +160,29 @@ def test_a_joined_prompt_is_refused(comfy, loaded):
     joined = comfy.nodes.ConditioningConcat().concat(loaded.prompt, loaded.prompt)[0]
     with pytest.raises(ValueError, match="Conditioning \\(Combine\\)"):
         comfy.sample(loaded.model, joined, loaded.latent)
+
+
+def test_guidance_is_what_the_stock_node_says_and_4_5_without_it(comfy, loaded):
+    from comfy_extras.nodes_flux import FluxGuidance
+
+    trained, other = (
+        comfy.sample(loaded.model, FluxGuidance.execute(loaded.prompt, guidance).args[0], latent)
+        for latent in [loaded.latent]
+        for guidance in (4.5, 9.0)
+    )
+    assert torch.equal(trained, comfy.sample(loaded.model, loaded.prompt, loaded.latent))
+    assert (other - trained).norm() / trained.norm() > 1e-3
+
+
+def test_the_padding_of_a_prompt_is_not_read(comfy, loaded):
+    """A prompt has it where it is joined with a longer one for a batch."""
+    ((embeddings, extra),) = loaded.prompt
+    mask, more = extra["attention_mask"], torch.ones(1, 3, embeddings.shape[-1])
+    padded = torch.cat([embeddings, more], dim=1)
+    masks = {"attention_mask": torch.cat([mask, torch.zeros(1, 3).to(mask)], dim=1)}
+    found = comfy.sample(loaded.model, [[padded, {**extra, **masks}]], loaded.latent)
+    expected = comfy.sample(loaded.model, loaded.prompt, loaded.latent)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_disabled_guidance_is_the_trained_one(comfy, loaded):
@@ -184,3 +217,24 @@ def test_resolution_bins_are_the_pipeline_s(comfy, size, expected):
             resolution_bin=binned,
         )[0]["samples"]
         assert latent.shape == (2, 32, h // 32, w // 32)
+
+
+def test_each_part_is_on_its_device_as_a_whole_or_not_at_all(comfy, loaded, monkeypatch):
+    """Their layers are not ComfyUI's own: those cannot fetch their weights when they run."""
+    import comfy.model_management as management
+
+    parts = (loaded.model, loaded.clip.patcher, loaded.vae.patcher, loaded.hypernoise.patcher)
+    for patcher in parts:
+        management.unload_all_models()
+        patcher.partially_load(patcher.load_device, extra_memory=1)
+        assert patcher.loaded_size() == patcher.model_size()
+        patcher.detach()
+    management.load_models_gpu(list(parts))
+    nothing = {True: (0, 0), False: 0}
+    monkeypatch.setattr(
+        management, "get_free_memory", lambda device, torch_free_too=False: nothing[torch_free_too]
+    )
+    # Each is asked for one byte.
+    unloaded = management.free_memory(1, loaded.model.load_device)
+    assert {entry.model.model for entry in unloaded} >= {patcher.model for patcher in parts}
+    assert [patcher.loaded_size() for patcher in parts] == [0, 0, 0, 0]

@@ -441,6 +441,25 @@ def test_a_generator_that_asks_for_code_or_files_elsewhere_is_refused(
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("part", ["vae", "transformer", "text_encoder"])
+def test_pickled_weights_are_not_read_where_the_others_go_by_another_name(
+    comfy, models, root, part
+):
+    """Each library's name of the weights is known, but not to the other one."""
+    import torch
+    from safetensors.torch import load_file
+
+    folder = root / SANA_SPRINT / "g"
+    shutil.copytree(models.folder_path, folder)
+    names = ["diffusion_pytorch_model.safetensors", "model.safetensors"]
+    own, other = reversed(names) if part == "text_encoder" else names
+    pickled = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
+    torch.save(load_file(folder / part / own), folder / part / pickled)
+    (folder / part / own).rename(folder / part / other)
+    with pytest.raises((OSError, ValueError), match=r"model\.safetensors"):
+        comfy.run("HyperNoise_LoadSanaSprint", folder="g", instruction=True, precision="auto")
+
+
 @pytest.mark.parametrize(
     "name",
     [
