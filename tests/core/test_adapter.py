@@ -202,6 +202,16 @@ def test_rank_and_alpha_patterns_follow_pefts_rules(tiny_sana, tmp_path):
     assert branches["transformer_blocks.1.attn1.to_k"].scale == 5 / 4
 
 
+def test_a_pattern_is_for_whole_names_or_their_ends(tiny_sana, tmp_path):
+    """Neither for a part in the middle of one nor for the beginning."""
+    alphas = {"attn1": 2, "transformer_blocks": 3, "to_": 4, "q": 5, r"blocks\.0\.attn1\.to_q": 6}
+    config = CONFIG | {"alpha_pattern": alphas | {"proj": 7}}
+    folder = write_folder(tmp_path / "f", tensors_of(tiny_sana.hypernetwork()), config)
+    branches = load_adapter(folder).branches
+    assert branches.pop("patch_embed.proj").alpha == 7
+    assert {branch.alpha for branch in branches.values()} == {8}
+
+
 @pytest.mark.parametrize("prefix", ["base_model.model._orig_mod.", "module.transformer."])
 @pytest.mark.parametrize("anchor", ["", "^"])
 def test_patterns_may_be_for_the_names_of_the_file(tiny_sana, tmp_path, prefix, anchor):
@@ -296,6 +306,28 @@ def test_alpha_of_each_layer_from_its_own_key(tiny_sana, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("alpha", [7.0, 9.0])
+@pytest.mark.parametrize("told_by", ["configuration", "header"])
+def test_alphas_that_contradict_each_other_are_refused(tiny_sana, tmp_path, told_by, alpha):
+    f = tiny_sana.hypernetwork()
+    own = {"proj_out.alpha": torch.tensor(alpha), "patch_embed.proj.alpha": torch.tensor(8.0)}
+    if told_by == "configuration":
+        path = write_folder(tmp_path / "f", tensors_of(f) | own)
+    else:
+        path = save_adapter(f, tmp_path / "f.safetensors")
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+        save_file(load_file(path) | own, path, header)
+    with pytest.raises(AdapterError, match=rf"alpha in the weights differs from .*{told_by}.*"):
+        load_adapter(path)
+
+
+def test_alphas_that_say_the_same_twice_are_read(tiny_sana, tmp_path):
+    f = tiny_sana.hypernetwork()
+    own = {f"{name}.alpha": torch.tensor(8.0) for name in f.layer_names}
+    assert_same(load_adapter(write_folder(tmp_path / "f", tensors_of(f) | own)), f)
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -322,6 +354,15 @@ def test_a_missing_factor_is_named(tiny_sana, tmp_path):
     tensors = tensors_of(tiny_sana.hypernetwork())
     del tensors["proj_out.lora_B.weight"]
     with pytest.raises(AdapterError, match="missing for proj_out"):
+        load_adapter(write_folder(tmp_path / "f", tensors))
+
+
+@pytest.mark.parametrize("factor", ["A", "B"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_factor_that_holds_no_numbers_is_named(tiny_sana, tmp_path, factor, value):
+    tensors = tensors_of(tiny_sana.hypernetwork())
+    tensors[f"proj_out.lora_{factor}.weight"].view(-1)[3] = value
+    with pytest.raises(AdapterError, match=r"NaN or infinite.*: proj_out \(1 of \d+\); take"):
         load_adapter(write_folder(tmp_path / "f", tensors))
 
 
