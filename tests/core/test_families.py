@@ -12,27 +12,6 @@ from hypernoise.hypernoise_core.hypernetwork import draw_noise, seed_generators
 from hypernoise.training.pipelines import load_pipeline
 
 
-def stock_images(tiny, steps, generators, **options):
-    """What the stock pipeline's call makes of the same noise and conditioning."""
-    c = tiny.conditioning
-    arguments = {"prompt_embeds": c["prompt_embeds"], "generator": generators, "output_type": "pt"}
-    latents = tiny.noise
-    if tiny.family.name == "sana_sprint":
-        arguments |= {"prompt_attention_mask": c["prompt_attention_mask"]}
-        arguments |= {"use_resolution_binning": False}
-        if steps != 2:
-            arguments["intermediate_timesteps"] = None
-    if tiny.family.name == "flux":
-        latents = pack_latents(latents)
-        arguments["pooled_prompt_embeds"] = c["pooled_prompt_embeds"]
-    if tiny.family.name == "sd_turbo":
-        arguments["guidance_scale"] = 0.0
-    size = {"height": options.pop("size"), "width": options.pop("width")}
-    return tiny.pipeline(
-        **arguments, **size, num_inference_steps=steps, latents=latents, **options
-    ).images
-
-
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_denoise_and_decode_make_the_stock_pipelines_images(make_tiny, tiny, steps):
     size = (64, 32) if tiny.family.name == "sana_sprint" else (16, 24)
@@ -40,7 +19,7 @@ def test_denoise_and_decode_make_the_stock_pipelines_images(make_tiny, tiny, ste
     tiny = make_tiny(tiny.family.name)
     tiny.noise = draw_noise(shape, seed_generators(range(3)))
     with torch.no_grad():
-        expected = stock_images(tiny, steps, seed_generators(range(3)), size=size[0], width=size[1])
+        expected = tiny.stock_images(steps, seed_generators(range(3)), *size, tiny.noise)
         latents = tiny.family.denoise(
             tiny.pipeline, tiny.noise, tiny.conditioning, steps, seed_generators(range(3))
         )
@@ -53,7 +32,7 @@ def test_denoise_and_decode_make_the_stock_pipelines_images(make_tiny, tiny, ste
 def test_flux_dev_takes_guidance_and_the_schedulers_shift(make_tiny, options):
     tiny = make_tiny("flux", **options)
     with torch.no_grad():
-        expected = stock_images(tiny, 3, None, size=16, width=16, guidance_scale=3.5)
+        expected = tiny.stock_images(3, None, 16, 16, tiny.noise, guidance_scale=3.5)
         latents = tiny.family.denoise(tiny.pipeline, tiny.noise, tiny.conditioning, 3)
         images = tiny.family.decode(tiny.pipeline, latents)
         if "guidance_embeds" in options:

@@ -1,10 +1,15 @@
 """generate(): batches, seeds, shared conditioning, and what it refuses."""
 
+import diffusers
 import pytest
 import torch
 
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
-from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork, sample_noise
+from hypernoise.hypernoise_core.hypernetwork import (
+    NoiseHypernetwork,
+    sample_noise,
+    seed_generators,
+)
 from hypernoise.hypernoise_core.metadata import AdapterError
 
 PROMPTS = ["a", "b", "a"]
@@ -34,6 +39,38 @@ def test_images_are_in_range_and_vary_with_the_seed(tiny, encoded):
     assert not torch.equal(made.images[0], made.images[2])
     shape = tiny.family.latent_shape(tiny.pipeline, 16, 24)
     assert torch.equal(made.noise, sample_noise(shape, [1, 2, 3]))
+
+
+SEEDS = [5, 6, 2**40 + 5]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("ancestral", [False, True])
+def test_a_seed_gives_the_image_that_the_stock_pipeline_makes_of_it(
+    tiny, make_tiny, steps, ancestral
+):
+    """The sampler, too, draws from the seed's generator, behind the initial noise."""
+    if ancestral:  # noise between the steps, which SANA-Sprint's own sampler adds as well
+        if tiny.family.name != "sd_turbo":
+            return
+        tiny = make_tiny("sd_turbo")
+        scheduler = tiny.pipeline.scheduler
+        tiny.pipeline.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(
+            scheduler.config
+        )
+    size = (64, 32) if tiny.family.name == "sana_sprint" else (16, 24)
+    expected = tiny.stock_images(steps, seed_generators(SEEDS), *size)
+    made = generate(
+        tiny.pipeline,
+        PROMPTS,
+        seeds=SEEDS,
+        steps=steps,
+        height=size[0],
+        width=size[1],
+        batch_size=2,
+        conditioning=tiny.conditioning,
+    )
+    torch.testing.assert_close(made.images, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 3])

@@ -106,12 +106,13 @@ def test_strength_zero_runs_no_pass(tiny):
     assert torch.equal(delta, torch.zeros_like(tiny.noise))
 
 
-def test_strength_scales_f(tiny):
+@pytest.mark.parametrize("strength", [0.5, 1.5, -1.0])
+def test_strength_scales_f(tiny, strength):
     f = tiny.hypernetwork()
     with torch.no_grad():
         full = predict_delta(f, tiny.network, tiny.noise, tiny.conditioning)
-        half = predict_delta(f, tiny.network, tiny.noise, tiny.conditioning, strength=0.5)
-    assert torch.equal(half, 0.5 * full)
+        scaled = predict_delta(f, tiny.network, tiny.noise, tiny.conditioning, strength)
+    assert torch.equal(scaled, strength * full)
 
 
 def test_f_runs_in_inference_mode_and_can_be_trained_after(tiny):
@@ -200,6 +201,11 @@ def test_noise_of_an_image_does_not_depend_on_its_batch():
     batch = sample_noise((4, 6, 6), [5, 6, 7])
     assert torch.equal(batch[1:2], sample_noise((4, 6, 6), [6]))
     assert batch.dtype == torch.float32
+
+
+def test_noise_in_another_dtype_is_the_same_noise_rounded():
+    noise, half = (sample_noise((4, 6, 6), [5], dtype=d) for d in (torch.float32, torch.float16))
+    assert torch.equal(half, noise.half())
 
 
 def test_seeds_that_torch_does_not_take_are_named():

@@ -205,6 +205,25 @@ def at_call(layer, seen):
     layer.register_forward_pre_hook(lambda module, args: seen.append(module.weight))
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_layer_that_gives_another_dtype_than_it_takes_keeps_to_it(recorded, alone):
+    """As layers that compute in bfloat16 whatever comes in: what follows would not take another."""
+
+    class Narrowed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).bfloat16()
+
+    layer, x = Narrowed(6, 8), torch.randn(2, 6)
+    b, last = branch_for(layer), "a" if alone else None
+    plain = layer(x).detach()
+    with torch.set_grad_enabled(recorded), attach(layer, {"a": b}, {"a": LoraTarget("")}, last):
+        got = layer(x)
+    expected = b(x, layer) if alone else plain + b(x, layer)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
