@@ -36,6 +36,8 @@ def test_weights_are_read(text, weights):
         ("niceness=1", "choose from"),
         ("hps=much", "weight of hps is no number"),
         ("hps=1,hps=2", "hps is named twice"),
+        ("hps=inf", "weight of hps is inf; it has to be finite"),
+        ("hps=nan", "weight of hps is nan; it has to be finite"),
     ],
 )
 def test_weights_that_cannot_be_read_are_named(text, message):
