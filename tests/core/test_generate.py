@@ -11,6 +11,7 @@ from hypernoise.hypernoise_core.hypernetwork import (
     seed_generators,
 )
 from hypernoise.hypernoise_core.metadata import AdapterError
+from hypernoise.training.pipelines import load_pipeline
 
 PROMPTS = ["a", "b", "a"]
 
@@ -163,8 +164,16 @@ def test_encoding_in_batches_joins_prompts_of_any_length(tiny_sana, monkeypatch)
 
     monkeypatch.setattr(type(tiny_sana.family), "encode", encode)
     c = encode_prompts(tiny_sana.pipeline, ["abc", "a", "abcd", "a"], batch_size=1)
-    assert c["mask"].sum(1).tolist() == [3, 1, 4, 1]
-    assert c["prompt_embeds"].shape == (4, 4, 12)
+    assert c["mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert torch.equal(c["prompt_embeds"], c["mask"][..., None].repeat(1, 1, 12))
+
+
+def test_the_family_s_options_reach_its_encoding():
+    pipeline = load_pipeline("tiny-sprint")
+    plain, guided = (
+        encode_prompts(pipeline, ["a circle"], **options) for options in ({}, {"guidance_scale": 9})
+    )
+    torch.testing.assert_close(guided["guidance"], 2 * plain["guidance"])
 
 
 def test_arguments_that_do_not_go_together_are_refused(tiny, encoded):
@@ -172,6 +181,8 @@ def test_arguments_that_do_not_go_together_are_refused(tiny, encoded):
         generate(tiny.pipeline, PROMPTS, seeds=[1, 2], height=16, width=16)
     with pytest.raises(ValueError, match="list of prompts"):
         generate(tiny.pipeline, "a", seeds=[1], height=16, width=16)
+    with pytest.raises(ValueError, match="prompt 0 has 200001 characters; shorten it to 200000"):
+        generate(tiny.pipeline, ["a" * 200_001], seeds=[1], height=16, width=16)
     with pytest.raises(ValueError, match="start at 1"):
         generate(tiny.pipeline, ["a"], seeds=[1], steps=0, height=16, width=16)
     with pytest.raises(ValueError, match="multiples of"):
@@ -180,6 +191,9 @@ def test_arguments_that_do_not_go_together_are_refused(tiny, encoded):
         generate(
             tiny.pipeline, ["a"], seeds=[1], height=16, width=16, conditioning=tiny.conditioning
         )
+    one = {name: tensor[:1] for name, tensor in tiny.conditioning.items()}
+    with pytest.raises(ValueError, match="1 rows of prompt_embeds for 2 prompts"):
+        generate(tiny.pipeline, ["a", "b"], seeds=[1, 2], height=16, width=16, conditioning=one)
 
 
 def test_an_adapter_of_another_family_is_refused(tiny, make_tiny, encoded):

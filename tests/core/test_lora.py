@@ -106,6 +106,12 @@ def test_grouped_up_factor_beside_a_grouped_convolution():
     torch.testing.assert_close(got, layer(x) + torch.cat(parts, 1) * (6 / 12))
 
 
+def test_a_grouped_up_factor_fits_no_rank_that_the_groups_do_not_divide():
+    layer = nn.Conv2d(6, 6, 3, groups=2)
+    b = LoraBranch(torch.randn(5, 6, 3, 3), torch.randn(6, 2, 1, 1), alpha=1)
+    assert "got A (5, 6, 3, 3) B (6, 2, 1, 1)" in misfit(b, layer, LoraTarget("layers.layer"))
+
+
 def test_slices_of_a_fused_layer_equal_separate_layers():
     fused, x = nn.Linear(6, 15), torch.randn(2, 6)
     names = ("q", "k", "v")
@@ -252,11 +258,16 @@ def test_many_positions_run_with_the_branch_in_the_weight(layer, shape, target):
     assert layer.weight is own and torch.equal(own, values)
 
 
-def test_few_positions_run_with_the_branch_beside_the_layer():
-    layer, seen = nn.Linear(6, 8), []
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Linear(6, 8), (1, 6)), (nn.Conv2d(6, 8, 3, stride=4, padding=1), (1, 6, 8, 8))],
+    ids=["one vector", "four places of a large step"],
+)
+def test_few_positions_run_with_the_branch_beside_the_layer(layer, shape):
+    seen = []
     with torch.no_grad(), attach(Network(layer=layer), {"a": branch_for(layer)}, TARGETS):
         at_call(layer, seen)
-        layer(torch.randn(1, 6))
+        layer(torch.randn(shape))
     assert seen == [layer.weight]
 
 

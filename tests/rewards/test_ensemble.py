@@ -63,6 +63,15 @@ def test_scores_in_batches_are_those_of_the_whole(rewards):
     assert not found["redness"].requires_grad
 
 
+def test_a_negative_weight_asks_for_less_of_it(rewards):
+    images, prompts = torch.rand(3, 3, 64, 64), ["a circle"] * 3
+    redness = rewards.members["redness"]
+    ensemble = Ensemble({"redness": (redness, -2.0)})
+    score = redness.score(images, prompts)
+    torch.testing.assert_close(ensemble.score(images, prompts), -2 * score)
+    torch.testing.assert_close(ensemble.loss(images, prompts), 2 * score.mean())
+
+
 class ShortOfMemory:
     """Rewards on a device that holds two images."""
 
