@@ -306,7 +306,8 @@ def test_the_metadata_of_a_foreign_folder_is_what_most_layers_and_the_configurat
     tiny_sana, tmp_path
 ):
     f = tiny_sana.hypernetwork()
-    config = CONFIG | {"alpha_pattern": {f.layer_names[0]: 2}}
+    first = load_adapter(write_folder(tmp_path / "f", tensors_of(f))).layer_names[0]
+    config = CONFIG | {"alpha_pattern": {"^" + first: 2}}
     config["base_model_name_or_path"] = "some/model"
     metadata = load_adapter(write_folder(tmp_path / "f", tensors_of(f), config)).metadata
     assert (metadata.rank, metadata.alpha, metadata.base_model) == (4, 8.0, "some/model")
