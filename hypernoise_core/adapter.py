@@ -170,12 +170,13 @@ def _build(
     ours = AdapterMetadata.from_header(header) if is_hypernoise_header(header) else None
     family = _family(list(layers), ours, family_name)
     config = None if ours else _config(path, header, layers)
+    own = {name: w.alpha for name, w in layers.items() if w.alpha is not None}
     if ours is not None:
-        told = _alphas_of_header(layers, ours, header)
+        told = _agreed(own, _alphas_of_header(layers, ours, header), "the file's header")
     elif config is not None:
-        told = _alphas_of_config(layers, config)
+        told = _agreed(own, _alphas_of_config(layers, config), "the LoRA configuration")
     else:
-        told = {name: w.alpha for name, w in layers.items() if w.alpha is not None}
+        told = own
     alphas = _completed(path, layers, told, alpha)
     branches = {name: LoraBranch(w.down, w.up, alphas[name]) for name, w in layers.items()}
     return NoiseHypernetwork(branches, ours or _metadata(branches, family, config))
@@ -246,13 +247,17 @@ def _alphas_of_config(layers: Mapping[str, LayerWeights], config: PeftConfig) ->
     ]
     if wrong:
         raise AdapterError(f"ranks differ from those in the LoRA configuration: {name_some(wrong)}")
-    alphas = config.alphas
-    stated = [n for n, w in layers.items() if w.alpha is not None and w.alpha != alphas[n]]
-    if stated:
-        raise AdapterError(
-            f"alpha in the weights differs from the LoRA configuration: {name_some(stated)}"
-        )
-    return alphas
+    return config.alphas
+
+
+def _agreed(
+    own: Mapping[str, float], told: Mapping[str, float], source: str
+) -> Mapping[str, float]:
+    """What the source tells, unless the alphas that stand among the weights contradict it."""
+    wrong = [name for name, alpha in own.items() if alpha != told[name]]
+    if wrong:
+        raise AdapterError(f"alpha in the weights differs from {source}: {name_some(wrong)}")
+    return told
 
 
 def _completed(

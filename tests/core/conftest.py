@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hypernoise.hypernoise_core.families import FAMILIES, Family, get_family
+from hypernoise.hypernoise_core.families.flux import pack_latents
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork, sample_noise
 
 BATCH = 3
@@ -40,6 +41,41 @@ class Tiny:
 
     def predict(self) -> Tensor:
         return self.family.predict(self.network, self.noise, self.conditioning)
+
+    def stock_images(
+        self,
+        steps: int,
+        generators: list[torch.Generator] | None,
+        height: int,
+        width: int,
+        latents: Tensor | None = None,
+        **options,
+    ) -> Tensor:
+        """What the stock pipeline's call makes of the conditioning.
+
+        Args:
+            latents: (B, C, H, W); None: the pipeline draws them from the generators.
+        """
+        arguments = {"prompt_embeds": self.conditioning["prompt_embeds"], **options}
+        if self.family.name == "sana_sprint":
+            arguments["prompt_attention_mask"] = self.conditioning["prompt_attention_mask"]
+            arguments["use_resolution_binning"] = False
+            if steps != 2:
+                arguments["intermediate_timesteps"] = None
+        if self.family.name == "flux":
+            latents = None if latents is None else pack_latents(latents)
+            arguments["pooled_prompt_embeds"] = self.conditioning["pooled_prompt_embeds"]
+        if self.family.name == "sd_turbo":
+            arguments["guidance_scale"] = 0.0
+        return self.pipeline(
+            **arguments,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            latents=latents,
+            generator=generators,
+            output_type="pt",
+        ).images
 
 
 def sana_parts() -> dict[str, object]:

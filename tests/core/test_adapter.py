@@ -16,6 +16,7 @@ from hypernoise.hypernoise_core.adapter import (
     read_metadata,
     save_adapter,
 )
+from hypernoise.hypernoise_core.tensor_file import read_tensors
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none"}
 
@@ -66,11 +67,17 @@ def test_a_configuration_that_was_saved_with_a_byte_order_mark_is_read(tiny, tmp
 
 
 @pytest.mark.parametrize("name", ["f.safetensors", "folder"])
-def test_saving_and_loading_is_identity(tiny, tmp_path, name):
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"base_model": "some/model", "training_steps": 12, "rewards": {"a": 1.0, "b": 0.25}},
+        {"training_steps": 0, "replaces_noise": True, "alpha": 1 / 3},
+    ],
+    ids=["trained", "at its start"],
+)
+def test_saving_and_loading_is_identity(tiny, tmp_path, name, facts):
     f = tiny.hypernetwork()
-    f.metadata = dataclasses.replace(
-        f.metadata, base_model="some/model", training_steps=12, rewards={"a": 1.0, "b": 0.25}
-    )
+    f.metadata = dataclasses.replace(f.metadata, **facts)
     f.branches[f.layer_names[0]].alpha = 3.7  # layers may have alphas of their own
     loaded = load_adapter(save_adapter(f, tmp_path / name))
     assert_same(loaded, f)
@@ -80,6 +87,13 @@ def test_saving_and_loading_is_identity(tiny, tmp_path, name):
         expected = f(tiny.network, tiny.noise, tiny.conditioning)
         assert torch.equal(loaded(tiny.network, tiny.noise, tiny.conditioning), expected)
     assert read_metadata(tmp_path / name) == f.metadata
+
+
+def test_weights_in_any_order_of_memory_are_saved(tiny_sana, tmp_path):
+    f = tiny_sana.hypernetwork()
+    for branch in f.branches.values():
+        branch.down.data = branch.down.data.transpose(0, 1).contiguous().transpose(0, 1)
+    assert_same(load_adapter(save_adapter(f, tmp_path / "f.safetensors")), f)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -95,6 +109,14 @@ def test_the_header_tells_what_the_weights_do_not(tiny_sana, tmp_path):
     told = {key: header[key] for key in ("family", "rank", "alpha", "last_layer")}
     assert told == {"family": "sana_sprint", "rank": "4", "alpha": "8.0", "last_layer": "proj_out"}
     assert header["format_version"] == "1"
+
+
+@pytest.mark.parametrize(
+    "fact", [{"base_model": "a\x1b[2J"}, {"last_layer": "a\u202eb"}, {"rewards": {"\x07": 1.0}}]
+)
+def test_names_that_would_steer_a_terminal_are_refused(tiny_sana, fact):
+    with pytest.raises(AdapterError, match="a name must be printable text, got '"):
+        dataclasses.replace(tiny_sana.hypernetwork().metadata, **fact)
 
 
 PREFIXES = [
@@ -202,6 +224,16 @@ def test_rank_and_alpha_patterns_follow_pefts_rules(tiny_sana, tmp_path):
     assert branches["transformer_blocks.1.attn1.to_k"].scale == 5 / 4
 
 
+def test_a_pattern_is_for_whole_names_or_their_ends(tiny_sana, tmp_path):
+    """Neither for a part in the middle of one nor for the beginning."""
+    alphas = {"attn1": 2, "transformer_blocks": 3, "to_": 4, "q": 5, r"blocks\.0\.attn1\.to_q": 6}
+    config = CONFIG | {"alpha_pattern": alphas | {"proj": 7}}
+    folder = write_folder(tmp_path / "f", tensors_of(tiny_sana.hypernetwork()), config)
+    branches = load_adapter(folder).branches
+    assert branches.pop("patch_embed.proj").alpha == 7
+    assert {branch.alpha for branch in branches.values()} == {8}
+
+
 @pytest.mark.parametrize("prefix", ["base_model.model._orig_mod.", "module.transformer."])
 @pytest.mark.parametrize("anchor", ["", "^"])
 def test_patterns_may_be_for_the_names_of_the_file(tiny_sana, tmp_path, prefix, anchor):
@@ -263,6 +295,24 @@ def test_a_foreign_file_without_alpha_is_refused_until_it_is_given(tiny_sana, tm
         load_adapter(path, alpha=3)
 
 
+def test_a_given_alpha_must_be_that_of_every_layer(tiny_sana, tmp_path):
+    config = CONFIG | {"alpha_pattern": {"proj_out": 2}}
+    folder = write_folder(tmp_path / "f", tensors_of(tiny_sana.hypernetwork()), config)
+    with pytest.raises(AdapterError, match="alpha 8 was given, but the file says 2, 8: leave it"):
+        load_adapter(folder, alpha=8)
+
+
+def test_the_metadata_of_a_foreign_folder_is_what_most_layers_and_the_configuration_say(
+    tiny_sana, tmp_path
+):
+    f = tiny_sana.hypernetwork()
+    first = load_adapter(write_folder(tmp_path / "f", tensors_of(f))).layer_names[0]
+    config = CONFIG | {"alpha_pattern": {"^" + first: 2}}
+    config["base_model_name_or_path"] = "some/model"
+    metadata = load_adapter(write_folder(tmp_path / "f", tensors_of(f), config)).metadata
+    assert (metadata.rank, metadata.alpha, metadata.base_model) == (4, 8.0, "some/model")
+
+
 @pytest.mark.parametrize("alpha", [0, -1.0, float("nan"), float("inf")])
 def test_an_alpha_that_is_no_positive_number_is_refused(tiny_sana, tmp_path, alpha):
     path = tmp_path / "foreign.safetensors"
@@ -285,15 +335,40 @@ def test_a_folder_without_configuration_needs_alpha(tiny_sana, tmp_path):
         load_adapter(folder)
 
 
-def test_alpha_of_each_layer_from_its_own_key(tiny_sana, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.int32])
+def test_alpha_of_each_layer_from_its_own_key(tiny_sana, tmp_path, dtype):
     f = tiny_sana.hypernetwork()
-    alphas = {f"{name}.alpha": torch.tensor(float(i)) for i, name in enumerate(f.layer_names, 1)}
+    alphas = {
+        f"{name}.alpha": torch.tensor(i, dtype=dtype) for i, name in enumerate(f.layer_names, 1)
+    }
     path = tmp_path / "foreign.safetensors"
     save_file(tensors_of(f) | alphas, path)
     loaded = load_adapter(path)
     assert [loaded.branches[n].scale for n in f.layer_names] == [
         i / 4 for i in range(1, len(alphas) + 1)
     ]
+
+
+@pytest.mark.parametrize("alpha", [7.0, 9.0])
+@pytest.mark.parametrize("told_by", ["configuration", "header"])
+def test_alphas_that_contradict_each_other_are_refused(tiny_sana, tmp_path, told_by, alpha):
+    f = tiny_sana.hypernetwork()
+    own = {"proj_out.alpha": torch.tensor(alpha), "patch_embed.proj.alpha": torch.tensor(8.0)}
+    if told_by == "configuration":
+        path = write_folder(tmp_path / "f", tensors_of(f) | own)
+    else:
+        path = save_adapter(f, tmp_path / "f.safetensors")
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+        save_file(load_file(path) | own, path, header)
+    with pytest.raises(AdapterError, match=rf"alpha in the weights differs from .*{told_by}.*"):
+        load_adapter(path)
+
+
+def test_alphas_that_say_the_same_twice_are_read(tiny_sana, tmp_path):
+    f = tiny_sana.hypernetwork()
+    own = {f"{name}.alpha": torch.tensor(8.0) for name in f.layer_names}
+    assert_same(load_adapter(write_folder(tmp_path / "f", tensors_of(f) | own)), f)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +397,22 @@ def test_a_missing_factor_is_named(tiny_sana, tmp_path):
     tensors = tensors_of(tiny_sana.hypernetwork())
     del tensors["proj_out.lora_B.weight"]
     with pytest.raises(AdapterError, match="missing for proj_out"):
+        load_adapter(write_folder(tmp_path / "f", tensors))
+
+
+@pytest.mark.parametrize("factor", ["A", "B"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_factor_that_holds_no_numbers_is_named(tiny_sana, tmp_path, factor, value):
+    tensors = tensors_of(tiny_sana.hypernetwork())
+    tensors[f"proj_out.lora_{factor}.weight"].view(-1)[3] = value
+    with pytest.raises(AdapterError, match=r"NaN or infinite.*: proj_out \(1 of \d+\); take"):
+        load_adapter(write_folder(tmp_path / "f", tensors))
+
+
+def test_a_b_that_no_grouping_of_the_rank_gives_is_refused(tiny_sana, tmp_path):
+    tensors = tensors_of(tiny_sana.hypernetwork())
+    tensors["patch_embed.proj.lora_B.weight"] = torch.zeros(16, 3, 1, 1)
+    with pytest.raises(AdapterError, match=r"no two factors.*patch_embed.proj \(A .*B \(16, 3, 1"):
         load_adapter(write_folder(tmp_path / "f", tensors))
 
 
@@ -386,6 +477,15 @@ def test_8_bit_floats_are_read_exactly_as_float16(tiny_sana, tmp_path, dtype):
     assert read.view(-1)[: len(exact)].tolist() == exact
     for name, branch in loaded.branches.items():
         assert torch.equal(branch.up.float(), tensors[f"{name}.lora_B.weight"].float())
+
+
+def test_many_8_bit_floats_are_read_to_the_last(tmp_path):
+    count = (1 << 20) + 5
+    path = tmp_path / "f.safetensors"
+    save_file({"x": torch.full((count,), 1.5).to(torch.float8_e4m3fn)}, path)
+    tensors, _ = read_tensors(path)
+    assert tensors["x"].dtype == torch.float16
+    assert torch.equal(tensors["x"], torch.full((count,), 1.5, dtype=torch.float16))
 
 
 @pytest.mark.parametrize(

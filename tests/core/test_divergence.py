@@ -80,6 +80,16 @@ def test_shared_probes_cancel_most_of_the_error_of_the_remainder():
     assert got.remainder.std() < 0.15 * got.trace.std()
 
 
+def test_several_probes_give_their_mean():
+    f, noise = linear(random_matrix(16, 0.5)), torch.randn(2, 1, 4, 4, generator=seeded())
+    together = kl_terms(f, noise, probes=3, generator=seeded(1))
+    one_after_the_other = seeded(1)
+    single = [kl_terms(f, noise, generator=one_after_the_other) for _ in range(3)]
+    for name in ("trace", "log_det", "kl"):
+        mean = torch.stack([getattr(estimate, name) for estimate in single]).mean(0)
+        torch.testing.assert_close(getattr(together, name), mean)
+
+
 def test_few_steps_already_give_what_all_steps_give():
     f, noise = linear(random_matrix(64, 0.8)), torch.randn(3, 1, 8, 8, generator=seeded())
     few, every = (kl_terms(f, noise, steps=n, generator=seeded(1)).log_det for n in (12, 64))

@@ -2,6 +2,7 @@
 
 import types
 
+import diffusers
 import pytest
 import torch
 
@@ -12,27 +13,6 @@ from hypernoise.hypernoise_core.hypernetwork import draw_noise, seed_generators
 from hypernoise.training.pipelines import load_pipeline
 
 
-def stock_images(tiny, steps, generators, **options):
-    """What the stock pipeline's call makes of the same noise and conditioning."""
-    c = tiny.conditioning
-    arguments = {"prompt_embeds": c["prompt_embeds"], "generator": generators, "output_type": "pt"}
-    latents = tiny.noise
-    if tiny.family.name == "sana_sprint":
-        arguments |= {"prompt_attention_mask": c["prompt_attention_mask"]}
-        arguments |= {"use_resolution_binning": False}
-        if steps != 2:
-            arguments["intermediate_timesteps"] = None
-    if tiny.family.name == "flux":
-        latents = pack_latents(latents)
-        arguments["pooled_prompt_embeds"] = c["pooled_prompt_embeds"]
-    if tiny.family.name == "sd_turbo":
-        arguments["guidance_scale"] = 0.0
-    size = {"height": options.pop("size"), "width": options.pop("width")}
-    return tiny.pipeline(
-        **arguments, **size, num_inference_steps=steps, latents=latents, **options
-    ).images
-
-
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_denoise_and_decode_make_the_stock_pipelines_images(make_tiny, tiny, steps):
     size = (64, 32) if tiny.family.name == "sana_sprint" else (16, 24)
@@ -40,7 +20,7 @@ def test_denoise_and_decode_make_the_stock_pipelines_images(make_tiny, tiny, ste
     tiny = make_tiny(tiny.family.name)
     tiny.noise = draw_noise(shape, seed_generators(range(3)))
     with torch.no_grad():
-        expected = stock_images(tiny, steps, seed_generators(range(3)), size=size[0], width=size[1])
+        expected = tiny.stock_images(steps, seed_generators(range(3)), *size, tiny.noise)
         latents = tiny.family.denoise(
             tiny.pipeline, tiny.noise, tiny.conditioning, steps, seed_generators(range(3))
         )
@@ -53,7 +33,7 @@ def test_denoise_and_decode_make_the_stock_pipelines_images(make_tiny, tiny, ste
 def test_flux_dev_takes_guidance_and_the_schedulers_shift(make_tiny, options):
     tiny = make_tiny("flux", **options)
     with torch.no_grad():
-        expected = stock_images(tiny, 3, None, size=16, width=16, guidance_scale=3.5)
+        expected = tiny.stock_images(3, None, 16, 16, tiny.noise, guidance_scale=3.5)
         latents = tiny.family.denoise(tiny.pipeline, tiny.noise, tiny.conditioning, 3)
         images = tiny.family.decode(tiny.pipeline, latents)
         if "guidance_embeds" in options:
@@ -61,6 +41,51 @@ def test_flux_dev_takes_guidance_and_the_schedulers_shift(make_tiny, options):
             changed = tiny.family.predict(tiny.network, tiny.noise, other)
             assert not torch.equal(changed, tiny.predict())
     torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_flux_encodes_with_the_options_that_were_asked_for(make_tiny, monkeypatch):
+    tiny, lengths = make_tiny("flux", guidance_embeds=True), []
+
+    def encode_prompt(prompts, *, device, max_sequence_length):
+        lengths.append(max_sequence_length)
+        return torch.ones(len(prompts), 5, 12), torch.ones(len(prompts), 10), None
+
+    monkeypatch.setattr(tiny.pipeline, "encode_prompt", encode_prompt)
+    for name in ("tokenizer", "tokenizer_2"):
+        monkeypatch.setattr(tiny.pipeline, name, words)
+    for options, guidance in (({}, 3.5), ({"guidance_scale": 7, "max_sequence_length": 64}, 7.0)):
+        c = tiny.family.encode(tiny.pipeline, ["a", "b"], **options)
+        assert c["guidance"].tolist() == [guidance] * 2
+    assert lengths == [512, 64]
+
+
+def test_flux_leaves_a_scheduler_of_flow_sigmas_its_own(make_tiny):
+    tiny = make_tiny("flux")
+    tiny.pipeline.scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    with torch.no_grad():
+        expected = tiny.stock_images(3, None, 16, 16, tiny.noise)
+        latents = tiny.family.denoise(tiny.pipeline, tiny.noise, tiny.conditioning, 3)
+        images = tiny.family.decode(tiny.pipeline, latents)
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [1, 3])
+def test_the_network_of_f_gets_the_noise_as_it_is_and_full_noise_as_timestep(tiny, strength):
+    seen = []
+    handle = tiny.network.register_forward_pre_hook(
+        lambda network, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    noise = strength * tiny.noise
+    with torch.no_grad():
+        tiny.family.predict(tiny.network, noise, tiny.conditioning)
+    handle.remove()
+    ((args, kwargs),) = seen
+    sample = args[0] if args else unpack_latents(kwargs["hidden_states"], *noise.shape[-2:])
+    timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+    assert torch.equal(sample, noise)
+    assert timestep.tolist() == [999.0 if tiny.family.name == "sd_turbo" else 1.0] * 3
 
 
 def test_packing_round_trip():
@@ -102,11 +127,18 @@ def test_sana_encodes_with_the_stock_pipelines_instruction_unless_told(tiny_sana
     assert seen["prompts"] == ["a", "b"]
     assert 3 < seen["length"] < 20  # far from the stock pipeline's 300, which would be padding
     assert seen["complex_human_instruction"][-1] == "User Prompt: "
+    assert not seen["clean_caption"]
     torch.testing.assert_close(c["guidance"], torch.full((2,), 0.45))
     assert c["prompt_embeds"].shape == (2, 3, 12)  # padding behind the longest prompt is cut
     tiny_sana.family.encode(
-        tiny_sana.pipeline, ["a", "b " * 90], complex_human_instruction=None, max_sequence_length=77
+        tiny_sana.pipeline,
+        ["a", "b " * 90],
+        complex_human_instruction=None,
+        max_sequence_length=77,
+        clean_caption=True,
+        guidance_scale=9.0,
     )
+    assert seen["clean_caption"]
     assert seen["complex_human_instruction"] is None
     assert seen["length"] == 77
 
@@ -160,10 +192,21 @@ def test_latent_shape_and_sizes_that_do_not_fit(tiny):
         tiny.family.latent_shape(tiny.pipeline, 17, 2 * multiple)
     with pytest.raises(ValueError, match=f"use height {multiple}"):
         tiny.family.latent_shape(tiny.pipeline, 0, 2 * multiple)
+    with pytest.raises(ValueError, match=f"use height {4 * multiple} and width {3 * multiple}"):
+        tiny.family.latent_shape(tiny.pipeline, 4 * multiple - 1, 3 * multiple)
+
+
+def test_sizes_are_those_of_the_stock_pipelines(tiny):
+    """FLUX takes patches of 2 x 2 latents, and its network does not tell a size."""
+    factor, is_flux = tiny.pipeline.vae_scale_factor, tiny.family.name == "flux"
+    assert tiny.family.image_multiple(tiny.pipeline) == factor * (2 if is_flux else 1)
+    assert tiny.family.default_size(tiny.pipeline) == factor * (128 if is_flux else 8)
 
 
 def test_pipelines_are_known_by_their_class(tiny):
     assert family_of_pipeline(tiny.pipeline) is tiny.family
+    derived = type("OfSomebodyElse", (type(tiny.pipeline),), {})
+    assert family_of_pipeline(object.__new__(derived)) is tiny.family
     with pytest.raises(ValueError, match=r"SimpleNamespace.*SanaSprintPipeline, FluxPipeline"):
         family_of_pipeline(types.SimpleNamespace())
 

@@ -19,6 +19,9 @@ def test_names_and_contents_decide_and_neither_time_nor_place(tmp_path):
     a, b = (identity_of({"x": tmp_path / folder / "x"}) for folder in ("a", "b"))
     assert a == b and len(a) == 16
     assert identity_of({"y": tmp_path / "a" / "x"}) != a
+    (tmp_path / "y").write_bytes(b"more")
+    both = {"x": tmp_path / "a" / "x", "y": tmp_path / "y"}
+    assert identity_of(both) == identity_of(dict(reversed(both.items()))) != a
     (tmp_path / "a" / "x").write_bytes(b"Weights")
     assert identity_of({"x": tmp_path / "a" / "x"}) != a
     assert identity_of({}) != a

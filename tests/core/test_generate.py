@@ -1,11 +1,17 @@
 """generate(): batches, seeds, shared conditioning, and what it refuses."""
 
+import diffusers
 import pytest
 import torch
 
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
-from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork, sample_noise
+from hypernoise.hypernoise_core.hypernetwork import (
+    NoiseHypernetwork,
+    sample_noise,
+    seed_generators,
+)
 from hypernoise.hypernoise_core.metadata import AdapterError
+from hypernoise.training.pipelines import load_pipeline
 
 PROMPTS = ["a", "b", "a"]
 
@@ -34,6 +40,38 @@ def test_images_are_in_range_and_vary_with_the_seed(tiny, encoded):
     assert not torch.equal(made.images[0], made.images[2])
     shape = tiny.family.latent_shape(tiny.pipeline, 16, 24)
     assert torch.equal(made.noise, sample_noise(shape, [1, 2, 3]))
+
+
+SEEDS = [5, 6, 2**40 + 5]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("ancestral", [False, True])
+def test_a_seed_gives_the_image_that_the_stock_pipeline_makes_of_it(
+    tiny, make_tiny, steps, ancestral
+):
+    """The sampler, too, draws from the seed's generator, behind the initial noise."""
+    if ancestral:  # noise between the steps, which SANA-Sprint's own sampler adds as well
+        if tiny.family.name != "sd_turbo":
+            return
+        tiny = make_tiny("sd_turbo")
+        scheduler = tiny.pipeline.scheduler
+        tiny.pipeline.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(
+            scheduler.config
+        )
+    size = (64, 32) if tiny.family.name == "sana_sprint" else (16, 24)
+    expected = tiny.stock_images(steps, seed_generators(SEEDS), *size)
+    made = generate(
+        tiny.pipeline,
+        PROMPTS,
+        seeds=SEEDS,
+        steps=steps,
+        height=size[0],
+        width=size[1],
+        batch_size=2,
+        conditioning=tiny.conditioning,
+    )
+    torch.testing.assert_close(made.images, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -126,8 +164,16 @@ def test_encoding_in_batches_joins_prompts_of_any_length(tiny_sana, monkeypatch)
 
     monkeypatch.setattr(type(tiny_sana.family), "encode", encode)
     c = encode_prompts(tiny_sana.pipeline, ["abc", "a", "abcd", "a"], batch_size=1)
-    assert c["mask"].sum(1).tolist() == [3, 1, 4, 1]
-    assert c["prompt_embeds"].shape == (4, 4, 12)
+    assert c["mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert torch.equal(c["prompt_embeds"], c["mask"][..., None].repeat(1, 1, 12))
+
+
+def test_the_family_s_options_reach_its_encoding():
+    pipeline = load_pipeline("tiny-sprint")
+    plain, guided = (
+        encode_prompts(pipeline, ["a circle"], **options) for options in ({}, {"guidance_scale": 9})
+    )
+    torch.testing.assert_close(guided["guidance"], 2 * plain["guidance"])
 
 
 def test_arguments_that_do_not_go_together_are_refused(tiny, encoded):
@@ -135,6 +181,8 @@ def test_arguments_that_do_not_go_together_are_refused(tiny, encoded):
         generate(tiny.pipeline, PROMPTS, seeds=[1, 2], height=16, width=16)
     with pytest.raises(ValueError, match="list of prompts"):
         generate(tiny.pipeline, "a", seeds=[1], height=16, width=16)
+    with pytest.raises(ValueError, match="prompt 0 has 200001 characters; shorten it to 200000"):
+        generate(tiny.pipeline, ["a" * 200_001], seeds=[1], height=16, width=16)
     with pytest.raises(ValueError, match="start at 1"):
         generate(tiny.pipeline, ["a"], seeds=[1], steps=0, height=16, width=16)
     with pytest.raises(ValueError, match="multiples of"):
@@ -143,6 +191,9 @@ def test_arguments_that_do_not_go_together_are_refused(tiny, encoded):
         generate(
             tiny.pipeline, ["a"], seeds=[1], height=16, width=16, conditioning=tiny.conditioning
         )
+    one = {name: tensor[:1] for name, tensor in tiny.conditioning.items()}
+    with pytest.raises(ValueError, match="1 rows of prompt_embeds for 2 prompts"):
+        generate(tiny.pipeline, ["a", "b"], seeds=[1, 2], height=16, width=16, conditioning=one)
 
 
 def test_an_adapter_of_another_family_is_refused(tiny, make_tiny, encoded):

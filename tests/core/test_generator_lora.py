@@ -13,6 +13,7 @@ from hypernoise.hypernoise_core.adapter import AdapterError, load_adapter, save_
 from hypernoise.hypernoise_core.generate import generate
 from hypernoise.hypernoise_core.generator_lora import (
     GeneratorLora,
+    load_either,
     load_generator_lora,
     save_generator_lora,
 )
@@ -195,6 +196,16 @@ def test_each_loader_refuses_the_other_s_file(tiny, tmp_path):
         load_adapter(lora)
     with pytest.raises(AdapterError, match=r"f.safetensors: this is a noise hypernetwork"):
         load_generator_lora(f)
+
+
+def test_either_is_read_by_what_its_file_says(tiny, tmp_path):
+    lora, f = tmp_path / "lora.safetensors", tmp_path / "f.safetensors"
+    save_generator_lora(make_lora(tiny), lora)
+    save_adapter(tiny.hypernetwork(), f)
+    assert type(load_either(lora)) is GeneratorLora
+    assert type(load_either(f)) is NoiseHypernetwork
+    with pytest.raises(AdapterError, match=r"lora.safetensors holds its scale in B, but alpha was"):
+        load_either(lora, alpha=4)
 
 
 def test_other_files_are_refused_by_name(tiny_sana, tmp_path):

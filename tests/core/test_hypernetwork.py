@@ -53,6 +53,21 @@ def test_it_adapts_every_linear_and_ungrouped_convolution(tiny):
     assert set(f.layer_names) == expected
 
 
+def test_another_layer_can_be_the_one_that_gives_its_branch_alone(tiny):
+    first = next(n for n, m in tiny.network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    f = NoiseHypernetwork.initialise(
+        tiny.network, tiny.family, rank=2, alpha=2, last_layer=first, base_model="some/model"
+    )
+    seen = []
+    with f.attached(tiny.network):
+        layer = tiny.network.get_submodule(first)
+        handle = layer.register_forward_hook(lambda module, args, output: seen.append(output))
+        assert tiny.predict().abs().sum() > 0
+        handle.remove()
+    assert not seen[0].any()
+    assert (f.metadata.last_layer, f.metadata.base_model) == (first, "some/model")
+
+
 def test_depthwise_convolutions_are_adapted_when_asked_for(tiny_sana):
     f = tiny_sana.hypernetwork(adapt_depthwise=True)
     depthwise = f.branches["transformer_blocks.0.ff.conv_depth"]
@@ -106,12 +121,26 @@ def test_strength_zero_runs_no_pass(tiny):
     assert torch.equal(delta, torch.zeros_like(tiny.noise))
 
 
-def test_strength_scales_f(tiny):
+@pytest.mark.parametrize("strength", [0.5, 1.5, -1.0])
+def test_strength_scales_f(tiny, strength):
     f = tiny.hypernetwork()
     with torch.no_grad():
         full = predict_delta(f, tiny.network, tiny.noise, tiny.conditioning)
-        half = predict_delta(f, tiny.network, tiny.noise, tiny.conditioning, strength=0.5)
-    assert torch.equal(half, 0.5 * full)
+        scaled = predict_delta(f, tiny.network, tiny.noise, tiny.conditioning, strength)
+    assert torch.equal(scaled, strength * full)
+
+
+def test_an_f_that_takes_the_noise_s_place_is_the_whole_way_there(tiny):
+    f = tiny.hypernetwork(replaces_noise=True)
+    with torch.no_grad():
+        delta = predict_delta(f, tiny.network, tiny.noise, tiny.conditioning)
+        output = f(tiny.network, tiny.noise, tiny.conditioning)
+    torch.testing.assert_close(modulate(tiny.noise, delta), output, rtol=0, atol=1e-5)
+
+
+def test_the_penalty_is_the_mean_square_of_each_image():
+    f = torch.tensor([0.0, 2.0, -3.0]).view(3, 1, 1, 1).expand(3, 4, 5, 6)
+    assert noise_penalty(f).tolist() == [0.0, 4.0, 9.0]
 
 
 def test_f_runs_in_inference_mode_and_can_be_trained_after(tiny):
@@ -183,10 +212,20 @@ def test_misfit_names_layers_shapes_and_family(tiny, make_tiny):
 
 def test_misfit_of_another_size_names_both_shapes(tiny_sana):
     f = copy.deepcopy(tiny_sana.hypernetwork())
-    f.branches["proj_out"].down = nn.Parameter(torch.zeros(4, 99))
-    expected = r"1 of \d+ layers .*\n  proj_out: got A \(4, 99\) .* expected A \(4, 16\)"
+    for name in ("proj_out", "time_embed.linear"):
+        f.branches[name].down = nn.Parameter(torch.zeros(4, 99))
+    expected = (
+        r"2 of \d+ layers .*\n  time_embed.linear: got A \(4, 99\) .* expected A \(4, 16\) .*"
+        r"\n  proj_out: got A \(4, 99\) .* expected A \(4, 16\)"
+    )
     with pytest.raises(AdapterError, match=expected):
         f(tiny_sana.network, tiny_sana.noise, tiny_sana.conditioning)
+
+
+def test_a_copy_is_of_the_same_family(tiny):
+    """Families are told apart by their identity."""
+    f = tiny.hypernetwork()
+    assert copy.deepcopy(f).family is f.family
 
 
 def test_an_adapter_without_the_last_layer_is_refused(tiny):
@@ -200,6 +239,11 @@ def test_noise_of_an_image_does_not_depend_on_its_batch():
     batch = sample_noise((4, 6, 6), [5, 6, 7])
     assert torch.equal(batch[1:2], sample_noise((4, 6, 6), [6]))
     assert batch.dtype == torch.float32
+
+
+def test_noise_in_another_dtype_is_the_same_noise_rounded():
+    noise, half = (sample_noise((4, 6, 6), [5], dtype=d) for d in (torch.float32, torch.float16))
+    assert torch.equal(half, noise.half())
 
 
 def test_seeds_that_torch_does_not_take_are_named():

@@ -106,6 +106,12 @@ def test_grouped_up_factor_beside_a_grouped_convolution():
     torch.testing.assert_close(got, layer(x) + torch.cat(parts, 1) * (6 / 12))
 
 
+def test_a_grouped_up_factor_fits_no_rank_that_the_groups_do_not_divide():
+    layer = nn.Conv2d(6, 6, 3, groups=2)
+    b = LoraBranch(torch.randn(5, 6, 3, 3), torch.randn(6, 2, 1, 1), alpha=1)
+    assert "got A (5, 6, 3, 3) B (6, 2, 1, 1)" in misfit(b, layer, LoraTarget("layers.layer"))
+
+
 def test_slices_of_a_fused_layer_equal_separate_layers():
     fused, x = nn.Linear(6, 15), torch.randn(2, 6)
     names = ("q", "k", "v")
@@ -205,6 +211,25 @@ def at_call(layer, seen):
     layer.register_forward_pre_hook(lambda module, args: seen.append(module.weight))
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_layer_that_gives_another_dtype_than_it_takes_keeps_to_it(recorded, alone):
+    """As layers that compute in bfloat16 whatever comes in: what follows would not take another."""
+
+    class Narrowed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).bfloat16()
+
+    layer, x = Narrowed(6, 8), torch.randn(2, 6)
+    b, last = branch_for(layer), "a" if alone else None
+    plain = layer(x).detach()
+    with torch.set_grad_enabled(recorded), attach(layer, {"a": b}, {"a": LoraTarget("")}, last):
+        got = layer(x)
+    expected = b(x, layer) if alone else plain + b(x, layer)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
@@ -233,11 +258,16 @@ def test_many_positions_run_with_the_branch_in_the_weight(layer, shape, target):
     assert layer.weight is own and torch.equal(own, values)
 
 
-def test_few_positions_run_with_the_branch_beside_the_layer():
-    layer, seen = nn.Linear(6, 8), []
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Linear(6, 8), (1, 6)), (nn.Conv2d(6, 8, 3, stride=4, padding=1), (1, 6, 8, 8))],
+    ids=["one vector", "four places of a large step"],
+)
+def test_few_positions_run_with_the_branch_beside_the_layer(layer, shape):
+    seen = []
     with torch.no_grad(), attach(Network(layer=layer), {"a": branch_for(layer)}, TARGETS):
         at_call(layer, seen)
-        layer(torch.randn(1, 6))
+        layer(torch.randn(shape))
     assert seen == [layer.weight]
 
 

@@ -74,6 +74,18 @@ def test_it_stops_early_where_nothing_rises():
     assert len(result.history) == 4
 
 
+def test_the_search_goes_on_while_any_image_still_rises():
+    """One image climbs to the end, the other has nothing to climb."""
+
+    def first_only(images):
+        return redness(images) * torch.tensor([1.0, 0.0])
+
+    config = RenoConfig(iterations=12, patience=2)
+    result = optimise_noise(noise(0, 1), generate, first_only, config)
+    assert len(result.history) == 13
+    assert result.scores[0] > result.history[0, 0] and result.scores[1] == 0
+
+
 def test_the_penalty_pulls_the_norm_to_where_noise_lies():
     likely = (torch.tensor(SHAPE).prod() - 1).sqrt()
     start = 1.2 * noise(0)
@@ -92,6 +104,9 @@ def test_the_penalty_is_least_at_the_likeliest_norm_and_finite_in_float16():
     norms = torch.linspace(0.5, 1.5, 101) * (d - 1) ** 0.5
     values = torch.stack([norm_penalty(z / z.norm() * norm)[0] for norm in norms])
     assert norms[values.argmin()] == pytest.approx((d - 1) ** 0.5)
+    # The square of the norm has a chi-square distribution; the penalty leaves out a constant alone.
+    log_density = torch.distributions.Chi2(d).log_prob(norms**2) + (2 * norms).log()
+    torch.testing.assert_close(values - values[0], log_density[0] - log_density, rtol=0, atol=0.01)
     large = torch.randn(2, 32, 64, 64).half()
     assert torch.isfinite(norm_penalty(large)).all()
 

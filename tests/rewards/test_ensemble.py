@@ -36,6 +36,8 @@ def test_weights_are_read(text, weights):
         ("niceness=1", "choose from"),
         ("hps=much", "weight of hps is no number"),
         ("hps=1,hps=2", "hps is named twice"),
+        ("hps=inf", "weight of hps is inf; it has to be finite"),
+        ("hps=nan", "weight of hps is nan; it has to be finite"),
     ],
 )
 def test_weights_that_cannot_be_read_are_named(text, message):
@@ -59,6 +61,15 @@ def test_scores_in_batches_are_those_of_the_whole(rewards):
     for name in ("tiny-preference", "redness"):
         torch.testing.assert_close(found[name], whole[name])
     assert not found["redness"].requires_grad
+
+
+def test_a_negative_weight_asks_for_less_of_it(rewards):
+    images, prompts = torch.rand(3, 3, 64, 64), ["a circle"] * 3
+    redness = rewards.members["redness"]
+    ensemble = Ensemble({"redness": (redness, -2.0)})
+    score = redness.score(images, prompts)
+    torch.testing.assert_close(ensemble.score(images, prompts), -2 * score)
+    torch.testing.assert_close(ensemble.loss(images, prompts), 2 * score.mean())
 
 
 class ShortOfMemory:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hypernoise.hypernoise_core.rewards import WeightStore, load_rewards
+from hypernoise.hypernoise_core.rewards import WeightStore, load_rewards, reward_identities
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
 from hypernoise.hypernoise_core.rewards.hps import load_open_clip
 from hypernoise.hypernoise_core.rewards.image_reward import BertTokenizer, load_image_reward
@@ -73,6 +73,32 @@ def test_a_folder_comes_before_the_cache_and_the_cache_before_an_error(
     assert store.find(WEIGHTS).resolve() == blob
     into_folder(tmp_path / "mine", clip_folder)
     assert store.find(WEIGHTS) == WEIGHTS.inside(tmp_path / "mine")
+
+
+def test_of_several_folders_the_first_that_has_a_file_counts(cache, clip_folder, tmp_path):
+    folders = [tmp_path / name for name in ("empty", "first", "second")]
+    for folder in folders[1:]:
+        into_folder(folder, clip_folder)
+    assert WeightStore(folders).find(WEIGHTS) == WEIGHTS.inside(folders[1])
+
+
+def test_the_published_commit_in_the_cache_goes_before_the_newest(cache):
+    newest = stand_ins.into_cache(cache, CONFIG, b"newest")
+    published = newest.parents[1] / "snapshots" / CONFIG.revision / CONFIG.name
+    store = WeightStore()
+    assert store.find(CONFIG).read_bytes() == b"newest"
+    published.parent.mkdir()
+    published.write_bytes(b"published")
+    assert store.find(CONFIG).read_bytes() == b"published"
+
+
+def test_an_identity_is_that_of_the_files_in_the_folder(cache, clip_folder, tmp_path):
+    fill(cache, clip_folder)
+    path = into_folder(tmp_path / "mine", clip_folder)
+    of_cache = reward_identities(["clip"])
+    assert reward_identities(["clip"], tmp_path / "mine") == of_cache
+    flip(path, -1000)
+    assert reward_identities(["clip"], tmp_path / "mine") != of_cache
 
 
 def test_a_missing_file_names_repository_file_places_and_command(cache, tmp_path):
