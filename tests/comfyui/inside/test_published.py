@@ -4,6 +4,7 @@ The hub cannot be reached here; in its place stands a function that copies the t
 """
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,12 +13,24 @@ NAME = "Sana_Sprint_0.6B_1024px_diffusers"
 
 @pytest.fixture
 def hub(models, monkeypatch):
-    """What was downloaded: (repository, folder) pairs; `hub.broken` breaks off half-way."""
+    """What was downloaded: (repository, folder) pairs; `hub.broken` breaks off half-way, and
+    `hub.away` gives no answer at all."""
 
     class Hub(list):
-        broken, revision = False, None
+        broken, away, revision = False, False, None
 
     hub = Hub()
+    files = [
+        path.relative_to(models.folder_path).as_posix()
+        for path in models.folder_path.rglob("*")
+        if path.is_file()
+    ]
+
+    def model_info(self, repository, *, revision):
+        if hub.away == "all along":
+            raise ConnectionError("the hub does not answer")
+        siblings = [SimpleNamespace(rfilename=name) for name in (*files, "README.md", "x/run.py")]
+        return SimpleNamespace(sha=revision or "newest", siblings=siblings)
 
     def snapshot_download(repository, *, local_dir, allow_patterns, revision):
         assert not any(pattern.endswith(("*", ".py", ".bin")) for pattern in allow_patterns)
@@ -25,10 +38,13 @@ def hub(models, monkeypatch):
         hub.revision = revision
         local_dir.mkdir(parents=True, exist_ok=True)
         shutil.copy(models.folder_path / "model_index.json", local_dir)
+        if hub.away:  # the client logs a warning and takes what is there
+            return
         if hub.broken:
             raise ConnectionError("the hub does not answer")
         shutil.copytree(models.folder_path, local_dir, dirs_exist_ok=True)
 
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     yield hub
     shutil.rmtree(models.base / "models" / "sana_sprint", ignore_errors=True)
@@ -86,3 +102,16 @@ def test_a_commit_that_was_looked_through_is_the_one_that_is_downloaded(comfy, h
     name = NAME.replace("0.6B", "1.6B")
     assert len(comfy.run("HyperNoise_LoadSanaSprint", folder=name, **inputs)) == 3
     assert hub[0][0].endswith(name) and len(hub.revision) == 40
+
+
+@pytest.mark.parametrize("away", ["all along", "after a moment"])
+def test_half_a_download_is_not_taken_for_the_whole_where_the_hub_is_away(comfy, hub, away):
+    hub.broken = True
+    with pytest.raises(OSError, match="did not arrive"):
+        load(comfy, download=True)
+    hub.broken, hub.away = False, away
+    with pytest.raises(OSError, match=f"{NAME} did not arrive from .*(missing|does not answer)"):
+        load(comfy, download=True)
+    assert NAME not in comfy.ours("nodes.model_folders").sana_sprint_folders()
+    hub.away = False
+    assert len(load(comfy, download=True)) == 3
