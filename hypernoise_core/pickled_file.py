@@ -28,6 +28,9 @@ _GLOBALS = re.compile(
 )
 """What the pickle of a dict of tensors refers to, as `pickletools` writes it."""
 _NEWER_DTYPES = "torch._utils _rebuild_tensor_v3"  # of 8-bit floats, unsigned numbers and others
+MAX_TENSORS = 20_000
+"""In one file; an adapter for FLUX has 1,000."""
+_CALLS_PER_TENSOR = 3  # of the tensor, its dict of hooks, and the parameter around it
 _OLD_PICKLES = 5  # before torch 1.6: a mark, a version, the machine, the dict, the storages' keys
 
 _ZIP = b"PK\x03\x04"  # by these first bytes torch tells its two formats apart
@@ -163,7 +166,11 @@ def _directory(file: BinaryIO) -> tuple[int, int]:
 
 
 def _check_globals(file: BinaryIO) -> None:
+    calls = 0
     for opcode, argument, _ in pickletools.genops(file):
+        calls += opcode.name == "REDUCE"
+        if calls > _CALLS_PER_TENSOR * MAX_TENSORS:
+            raise ValueError(f"it holds more than {MAX_TENSORS} tensors")
         if opcode.name == "GLOBAL" and _GLOBALS.fullmatch(argument):
             continue
         if opcode.name == "GLOBAL" and argument == _NEWER_DTYPES:

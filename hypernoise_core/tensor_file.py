@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .pickled_file import TensorFileError, read_pickled
+from .pickled_file import MAX_TENSORS, TensorFileError, read_pickled
 from .strict_json import parse_object
 
 __all__ = [
@@ -30,8 +30,6 @@ __all__ = [
 
 MAX_HEADER = 8 << 20
 """Bytes of a .safetensors header; that of an adapter for FLUX has 0.2 MB."""
-MAX_TENSORS = 20_000
-"""In one file; an adapter for FLUX has 1,000."""
 
 _METADATA = "__metadata__"
 _PART = 1 << 20  # of 8-bit floats, converted at a time

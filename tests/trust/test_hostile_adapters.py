@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -230,6 +231,10 @@ CONFIGS = {
     "a pattern with no such set": ({"rank_pattern": {"[z-a]": 2}}, "no set of characters"),
     "a pattern nested 10,000 deep": ({"rank_pattern": {"(" * 10_000: 2}}, "groups in groups"),
     "a pattern of 200,000 repeats": ({"rank_pattern": {".*" * 200_000: 2}}, "too involved"),
+    "a million ranks": (
+        {"rank_pattern": {f"{i}": 2 for i in range(100_000)}},
+        "rank_pattern has too many patterns",
+    ),
     "a million patterns": ({"rank_pattern": {f"{i}.*": 2 for i in range(100_000)}}, "too many"),
     "rslora in words": ({"use_rslora": "no"}, "use_rslora must be a bool"),
     "a model that is a number": ({"base_model_name_or_path": 7}, "base_model_name_or_path must"),
@@ -423,6 +428,10 @@ PICKLED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another number of parts": (
         changed_bin(lambda b: b[:-14] + b"\1\0\1\0" + b[-10:]),
         "does not end as",
+    ),
+    "100,000 tensors": (
+        zipped({str(i): Call(OrderedDict) for i in range(100_000)}),
+        "more than 20000 tensors",
     ),
     "two pickles of a name": (same_name_twice, "same name"),
     "a pickle in capitals": (capital_pickle, "refers to .*bytearray"),
