@@ -1,24 +1,64 @@
 """Folders in the layout of diffusers and transformers, before one of these libraries opens them.
 
-Both follow what the folder's JSON says: to code beside it, to weights elsewhere, to files that are
-unpickled. A folder that came from a stranger is held against this list first.
+Both follow what the folder's JSON says: to code beside it, to weights elsewhere, to packages and
+repositories that bring code of their own. So of a folder that came from a stranger no more is read
+than what the libraries' own classes take to build a network, and no larger one is built than the
+weights beside it are for.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
 from .strict_json import parse_object
+from .tensor_file import open_safetensors
 from .text_file import read_text
 
 LARGEST_JSON = 64 << 20
 """In bytes; the indexes of the largest models have some megabytes."""
-ASKS_FOR_MORE = ("auto_map", "custom_pipelines", "transformers_weights", "_custom_pipeline")
-"""Keys by which a configuration names code or weights beside the usual files."""
+LARGEST_NUMBER = 1 << 23
+"""Of the whole numbers in a network's configuration; vocabularies and lengths of texts stay below a
+million. The libraries make lists of such lengths."""
+PARTS_PER_TENSOR = 10
+"""Modules for each tensor in the files; the libraries' networks have 3 at most."""
 LIBRARIES = ("diffusers", "transformers")
+_KINDS = {
+    "diffusers": ("ModelMixin", "SchedulerMixin"),
+    "transformers": (
+        "PreTrainedModel",
+        "PreTrainedTokenizerBase",
+        "FeatureExtractionMixin",
+        "ImageProcessingMixin",
+        "ProcessorMixin",
+    ),
+}
+"""The libraries' classes of which parts of a pipeline are."""
+_ABOUT = frozenset(
+    "_class_name _diffusers_version _name_or_path architectures cache_implementation dtype "
+    "finetuning_task id2label label2id model_type problem_type task_specific_params "
+    "tokenizer_class torch_dtype transformers_version".split()
+)
+"""What configurations say of themselves, in words; none of it is followed."""
+_OF_OTHER_VERSIONS = frozenset(
+    "activation_function hidden_act hidden_activation layer_types position_embedding_type "
+    "rope_parameters rope_scaling".split()
+)
+"""What describes a network in words in files of older and newer versions of transformers."""
+_WORD = re.compile(r"[\w.+-]*")
+_CONFIGS = ("config.json", "scheduler_config.json")
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_)?model"
     r"(?:(?:\.(?P<one>\w+))?\.safetensors|\.safetensors\.index(?:\.(?P<shards>\w+))?\.json)"
@@ -27,7 +67,7 @@ _WEIGHTS = re.compile(
 
 
 class LibraryFolderError(ValueError):
-    """A folder that would run code, or read files outside of itself."""
+    """A folder that would run code, read files outside of itself, or build what has no weights."""
 
 
 def check_pipeline(folder: Path, parts: Sequence[str] | None = None) -> None:
@@ -39,6 +79,7 @@ def check_pipeline(folder: Path, parts: Sequence[str] | None = None) -> None:
 
     Raises:
         LibraryFolderError: names the file, and what it asks for.
+        ImportError: a library is missing.
     """
     _check_code(folder)
     path = folder / "model_index.json"
@@ -60,12 +101,28 @@ def check_pipeline(folder: Path, parts: Sequence[str] | None = None) -> None:
             )
         if not (folder / name).is_dir():
             raise LibraryFolderError(f"{folder} has no folder {name}: get the whole model")
-        check_part(folder / name)
+        check_part(folder / name, _library_class(path, name, *library))
 
 
-def check_part(folder: Path) -> None:
+def _library_class(path: Path, part: str, library: str, name: object) -> type:
+    """The class of a part that a model_index.json names."""
+    module = importlib.import_module(library)
+    found = getattr(module, name, None) if isinstance(name, str) else None
+    kinds = tuple(kind for kind in (getattr(module, k, None) for k in _KINDS[library]) if kind)
+    if not (isinstance(found, type) and issubclass(found, kinds)):
+        raise LibraryFolderError(
+            f"{path} asks for {library}.{name!s:.60} as {part}, which is no network, "
+            f"tokenizer or scheduler of the installed {library}"
+        )
+    return found
+
+
+def check_part(folder: Path, loaded: type) -> None:
     """Makes sure that one part, such as a network or a tokenizer, is read from its own folder's
     tensors and JSON alone, without running code.
+
+    Args:
+        loaded: the library's class that the part is loaded as.
 
     Raises:
         LibraryFolderError: names the file, and what it asks for.
@@ -79,13 +136,144 @@ def check_part(folder: Path) -> None:
         if path.name in ("tokenizer.json", "vocab.json"):  # large, and read by tokenizers alone
             continue
         content = read_json(path)
-        if asked := [key for key in ASKS_FOR_MORE if key in content]:
-            raise LibraryFolderError(
-                f"{path} asks for code or files of its own ({', '.join(asked)}), which is not run; "
-                f"take that out, or get the model from its authors"
-            )
+        if path.name in _CONFIGS:
+            _check_config(path, content, getattr(loaded, "config_class", None) or loaded)
+        else:
+            _check_settings(path, content)
         if ".index." in path.name:
             _check_index(path, content)
+
+
+def _check_config(path: Path, content: Mapping[str, Any], taker: Any, within: str = "") -> None:
+    """Makes sure that the entries of a configuration are parameters of the class that takes it, or
+    cannot lead anywhere.
+
+    transformers keeps whatever else stands there as an attribute, and acts on many of those; names
+    of them come with each version. Numbers are harmless under any name, and files of older versions
+    are full of them. diffusers leaves out what its class does not take, but for objects.
+    """
+    known = _parameters(taker) | _OF_OTHER_VERSIONS
+    parts = getattr(taker, "sub_configs", None) or {}
+    drops_texts = not within and hasattr(taker, "config_name")
+    for key, value in content.items():
+        shown = f"{within}{key}"
+        inner = parts.get(key.removesuffix("_dict"))
+        if isinstance(value, dict) and inner is not None:
+            _check_config(path, value, inner, f"{shown}.")
+            continue
+        if largest := _too_large(value):
+            raise LibraryFolderError(
+                f"{path} sets {shown:.100} to {largest:.3g}, and nothing in a network is that large"
+            )
+        if _is_inert(value) or (drops_texts and isinstance(value, str) and key != "auto_map"):
+            continue
+        elif key not in _ABOUT and (key not in known or not _are_words(value)):
+            raise LibraryFolderError(
+                f"{path} asks for code, files or settings of its own with {shown:.100}, which is "
+                f"not followed; take that out, or get the model from its authors"
+            )
+
+
+def _check_settings(path: Path, content: Mapping[str, Any]) -> None:
+    """Of tokenizers and processors: code, and paths in place of the folder's own files."""
+    for key, value in content.items():
+        leads = key.endswith("_file") and key != "special_tokens_map_file"  # that one is not read
+        outside = leads and isinstance(value, str) and not _WORD.fullmatch(value)
+        if (
+            key == "auto_map"
+            or (key == "fast_tokenizer_files" and not _are_words(value))
+            or outside
+        ):
+            raise LibraryFolderError(
+                f"{path} asks for code or files of its own with {key}, which is not followed; take "
+                f"that out, or get the model from its authors"
+            )
+
+
+def _parameters(taker: Any) -> set[str]:
+    """What a class of configurations, or one that diffusers configures, takes by name."""
+    names: set[str] = set()
+    for base in inspect.getmro(taker):
+        if "__init__" in vars(base):
+            names |= inspect.signature(base.__init__).parameters.keys()
+    return {name for name in names if "implementation" not in name and name != "kwargs"}
+
+
+def _is_inert(value: object) -> bool:
+    """Whether it is made of numbers, true, false and null alone."""
+    if isinstance(value, list):
+        return all(map(_is_inert, value))
+    return value is None or isinstance(value, (int, float)) or value in ("", {})
+
+
+def _are_words(value: object) -> bool:
+    """Whether all texts in it are plain words, which name no file, repository or module in one."""
+    if isinstance(value, dict):
+        return all(_are_words(key) and _are_words(inner) for key, inner in value.items())
+    if isinstance(value, list):
+        return all(map(_are_words, value))
+    return not isinstance(value, str) or _WORD.fullmatch(value) is not None
+
+
+def _too_large(value: object) -> int | None:
+    """The first whole number in it that is above `LARGEST_NUMBER`."""
+    if isinstance(value, (list, dict)):
+        inner = value.values() if isinstance(value, dict) else value
+        return next(filter(None, map(_too_large, inner)), None)
+    return value if isinstance(value, int) and abs(value) > LARGEST_NUMBER else None
+
+
+@contextmanager
+def building_from(folder: Path) -> Iterator[None]:
+    """While a library builds networks for the weights in a folder and those below: of no more
+    modules, and no larger ones, than these weights are for.
+
+    A configuration of some bytes can ask for ten million layers, which take all memory before one
+    of them is compared with a weight.
+
+    Raises:
+        LibraryFolderError: a larger one was begun.
+        TensorFileError: a file of weights is damaged.
+    """
+    files = [path for path in folder.rglob("*.safetensors") if path.is_file()]
+    tensors = 0
+    for path in files:
+        with open_safetensors(path) as file:
+            tensors += len(list(file.keys()))
+    most_modules = 1000 + PARTS_PER_TENSOR * tensors
+    # At least a byte each; some versions of the libraries register a parameter several times.
+    most_elements = LARGEST_NUMBER + 4 * sum(path.stat().st_size for path in files)
+    thread = threading.get_ident()
+    modules = elements = 0
+
+    def count_module(parent: nn.Module, name: str, module: nn.Module | None) -> None:
+        nonlocal modules
+        if threading.get_ident() == thread:
+            modules += 1
+            refuse(modules > most_modules)
+
+    def count_parameter(parent: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal elements
+        if threading.get_ident() == thread and parameter is not None:
+            elements += parameter.numel()
+            refuse(elements > most_elements)
+
+    def refuse(too_large: bool) -> None:
+        if too_large:
+            raise LibraryFolderError(
+                f"the configuration in {folder} asks for a larger network than the {tensors} "
+                f"tensors beside it are for; get the model from its authors"
+            )
+
+    hooks = (
+        register_module_module_registration_hook(count_module),
+        register_module_parameter_registration_hook(count_parameter),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def safetensors_variant(folder: Path) -> str | None:

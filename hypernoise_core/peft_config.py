@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .layer_pattern import FORMS, LayerPattern, PatternError
 from .lora import LoraBranch
 from .metadata import AdapterError, AdapterMetadata, check_alpha
 from .strict_json import parse_object
@@ -15,14 +16,10 @@ from .text_file import read_text
 
 CONFIG_NAME = "adapter_config.json"
 MAX_BYTES = 4 << 20
-MAX_STEPS = 1e9
+MAX_CHARACTERS = 200_000
+"""Of all patterns of a field; one for each layer of FLUX takes 25,000."""
+MAX_STEPS = 50_000_000
 """Of the search for all layers' patterns; some ten seconds."""
-COMPILING = 10_000
-"""The steps that compiling a pattern counts for."""
-_ESCAPED = re.compile(r"\\.")
-_REPEATED_GROUP = re.compile(r"\)[*+?{]")
-_REPEAT = re.compile(r"[*+{]")
-_CHOICE = re.compile(r"\||(?<!\()\?")
 
 # Options that change what the adapter computes, so that its A and B alone would give wrong results.
 UNSUPPORTED = (
@@ -52,7 +49,7 @@ class PeftConfig:
 
     Raises:
         AdapterError: names the field that asks for more than plain LoRA, is of another type, or has
-            a pattern that is no regular expression or could take long to match.
+            patterns of a form that is not read or that could take long to match.
     """
 
     def __init__(self, values: Mapping[str, Any], layers: Mapping[str, str]) -> None:
@@ -121,43 +118,38 @@ def _by_layer(
     """The value of each layer: that of the first pattern that matches its whole name or the name's
     end after a dot, which is peft's rule, else the field's.
 
-    A pattern is a regular expression from whoever wrote the file, and there are short ones that
-    take years. So those whose search could take long are refused.
+    A pattern is a regular expression from whoever wrote the file, so those of `layer_pattern`'s
+    forms alone are read.
     """
     default = read(field, values.get(field))
     patterns = _typed(values, pattern_field, dict) or {}
     names = {*layers, *layers.values()}
-    longest = max(map(len, names), default=0)
-    steps = (COMPILING + len(names) * _steps(pattern, longest) for pattern in patterns)
-    if sum(steps) > MAX_STEPS:
-        raise AdapterError(f"{pattern_field} has too many patterns, or too involved ones")
+    too_many = AdapterError(f"{pattern_field} has too many patterns, or too involved ones")
+    if sum(map(len, patterns)) > MAX_CHARACTERS:
+        raise too_many
     found = [
-        (_compiled(pattern_field, pattern), read(f"{pattern_field}[{_short(pattern)}]", value))
+        (_parsed(pattern_field, pattern), read(f"{pattern_field}[{_short(pattern)}]", value))
         for pattern, value in patterns.items()
     ]
-    return {
-        layer: next(
-            (value for pattern, value in found if pattern.match(layer) or pattern.match(written)),
-            default,
-        )
-        for layer, written in layers.items()
-    }
+    if sum(pattern.steps(names) for pattern, _ in found) > MAX_STEPS:
+        raise too_many
+
+    def of(layer: str, written: str) -> Any:
+        spellings = {layer, written}
+        fitting = (value for pattern, value in found if any(map(pattern.matches, spellings)))
+        return next(fitting, default)
+
+    return {layer: of(layer, written) for layer, written in layers.items()}
 
 
-def _compiled(field: str, pattern: str) -> re.Pattern[str]:
+def _parsed(field: str, pattern: str) -> LayerPattern:
     try:
-        return re.compile(rf"(.*\.)?({pattern})$")
-    except (re.error, OverflowError, RecursionError) as error:
-        raise AdapterError(f"{field} has a bad pattern: {_short(pattern)}") from error
-
-
-def _steps(pattern: str, length: int) -> float:
-    """A bound on the steps in which the pattern is tried on a name of that length."""
-    plain = _ESCAPED.sub("x", pattern)
-    if _REPEATED_GROUP.search(plain):
-        return math.inf
-    choices = len(_CHOICE.findall(plain))
-    return float(length) ** (1 + len(_REPEAT.findall(plain))) * 2.0 ** min(choices, 1000)
+        return LayerPattern(pattern)
+    except PatternError as error:
+        raise AdapterError(
+            f"{field} has a pattern that is not read, {_short(pattern)}: {error}; a pattern is "
+            f"made of {FORMS}"
+        ) from error
 
 
 def _rank(field: str, value: object) -> int:

@@ -2,7 +2,8 @@
 
 torch's weights-only loading runs no code, but it calls constructors with whatever sizes the file
 states (a bytearray of 100 GB), takes tensors of shapes beyond their data, and unpacks what a zip
-has compressed a thousandfold. Such files are refused here.
+has compressed a thousandfold. Such files are refused here, and so are those in which torch and
+Python's zipfile could each see another archive.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import mmap
 import pickle
 import pickletools
 import re
+import struct
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +28,16 @@ _GLOBALS = re.compile(
 )
 """What the pickle of a dict of tensors refers to, as `pickletools` writes it."""
 _NEWER_DTYPES = "torch._utils _rebuild_tensor_v3"  # of 8-bit floats, unsigned numbers and others
+MAX_TENSORS = 20_000
+"""In one file; an adapter for FLUX has 1,000."""
+_CALLS_PER_TENSOR = 3  # of the tensor, its dict of hooks, and the parameter around it
 _OLD_PICKLES = 5  # before torch 1.6: a mark, a version, the machine, the dict, the storages' keys
+
+_ZIP = b"PK\x03\x04"  # by these first bytes torch tells its two formats apart
+_LOCAL_HEADER = 30  # bytes before the name
+_END = struct.Struct("<4s4H2LH")
+_END_64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR_64 = struct.Struct("<4sLQL")
 
 
 class TensorFileError(ValueError):
@@ -72,23 +84,93 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 def _look_through(path: Path) -> None:
     """Raises ValueError where the file asks for more than tensors it holds."""
     with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            # Not the file itself, which makes room for as many bytes as it is asked for.
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                for _ in range(_OLD_PICKLES):
-                    _check_globals(content)
-            return
-        with zipfile.ZipFile(file) as archive:
-            for member in archive.infolist():
-                if member.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{member.filename} in it is compressed")
-            for member in archive.infolist():
-                if member.filename.endswith(".pkl"):
-                    _check_globals(io.BytesIO(archive.read(member)))
+        if file.read(len(_ZIP)) == _ZIP:
+            _check_archive(file)
+        else:
+            _check_old(file)
+
+
+def _check_old(file: BinaryIO) -> None:
+    try:
+        file.seek(0)
+        tarfile.open(fileobj=file, mode="r:").close()
+    except tarfile.TarError:
+        pass
+    else:
+        raise ValueError("it is a tar archive, as no torch of this decade writes it")
+    # Not the file itself, which makes room for as many bytes as it is asked for.
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for _ in range(_OLD_PICKLES):
+            _check_globals(content)
+
+
+def _check_archive(file: BinaryIO) -> None:
+    """Its members must lie one behind the other from the first byte to the directory that ends the
+    file, and be stored as they are."""
+    start, count = _directory(file)
+    with zipfile.ZipFile(file) as archive:
+        members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+        if archive.start_dir != start or len(members) != count or not members:
+            raise ValueError("it holds two archives, or another number of parts than it says")
+        # torch finds a member whatever its case, and Python cuts names at a zero.
+        if len({member.orig_filename.lower() for member in members}) < count:
+            raise ValueError("two parts in it have the same name")
+        ends = [member.header_offset for member in members[1:]] + [start]
+        if members[0].header_offset != 0:
+            raise ValueError("something lies before its first part")
+        for member, end in zip(members, ends, strict=True):
+            name = member.orig_filename
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{name!r:.60} in it is compressed")
+            if not name.isprintable():
+                raise ValueError(f"a part in it is called {name!r:.60}")
+            if member.header_offset + _LOCAL_HEADER + len(name) + member.file_size > end:
+                raise ValueError(f"{name!r:.60} in it reaches into the next part")
+        for member in members:
+            if member.filename.lower().endswith(".pkl"):
+                _check_globals(io.BytesIO(archive.read(member)))
+
+
+def _directory(file: BinaryIO) -> tuple[int, int]:
+    """Where the archive's directory begins, and how many members it has.
+
+    torch writes the record of large archives always. It has to lie right behind the directory and
+    to say the same as the plain one, where that has room for the numbers.
+
+    Raises:
+        ValueError: the records at the end of the file contradict each other, or do not end it.
+    """
+    wrong = ValueError("it does not end as torch's files do, with one directory of its parts")
+    size = file.seek(0, io.SEEK_END)
+    length = min(size, _END_64.size + _LOCATOR_64.size + _END.size)
+    file.seek(size - length)
+    tail = file.read(length)
+    signature, *disks, here, count, extent, start, comment = _END.unpack(tail[-_END.size :])
+    if signature != b"PK\x05\x06" or any(disks) or here != count or comment:
+        raise wrong
+    end = size - _END.size
+    locator = tail[-_END.size - _LOCATOR_64.size : -_END.size]
+    if locator.startswith(b"PK\x06\x07"):
+        end = size - length
+        record = _END_64.unpack(tail[: _END_64.size])
+        large = record[6:]  # members here and in all, extent and start of the directory
+        plain = (here, count, extent, start)
+        full = (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+        agree = all(a in (b, most) for a, b, most in zip(plain, large, full, strict=True))
+        if record[0] != b"PK\x06\x06" or _LOCATOR_64.unpack(locator)[2] != end or not agree:
+            raise wrong
+        _, count, extent, start = large
+    if start + extent != end:
+        raise wrong
+    return start, count
 
 
 def _check_globals(file: BinaryIO) -> None:
+    calls = 0
     for opcode, argument, _ in pickletools.genops(file):
+        calls += opcode.name == "REDUCE"
+        if calls > _CALLS_PER_TENSOR * MAX_TENSORS:
+            raise ValueError(f"it holds more than {MAX_TENSORS} tensors")
         if opcode.name == "GLOBAL" and _GLOBALS.fullmatch(argument):
             continue
         if opcode.name == "GLOBAL" and argument == _NEWER_DTYPES:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .pickled_file import TensorFileError, read_pickled
+from .pickled_file import MAX_TENSORS, TensorFileError, read_pickled
 from .strict_json import parse_object
 
 __all__ = [
@@ -31,8 +31,6 @@ __all__ = [
 
 MAX_HEADER = 8 << 20
 """Bytes of a .safetensors header; that of an adapter for FLUX has 0.2 MB."""
-MAX_TENSORS = 20_000
-"""In one file; an adapter for FLUX has 1,000."""
 
 _LIBRARY_MAX_HEADER = 100_000_000  # the library takes no longer ones
 _METADATA = "__metadata__"

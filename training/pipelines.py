@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..hypernoise_core.file_identity import identity_of
-from ..hypernoise_core.library_folder import check_pipeline, read_json
+from ..hypernoise_core.library_folder import building_from, check_pipeline, read_json
 from .progress import keep_loading_quiet
 from .published_models import PUBLISHED
 
@@ -104,7 +104,8 @@ def load_pipeline(
     Raises:
         ImportError: names the missing package and the command that installs it.
         FileNotFoundError: there is no such model here, or a part of it is missing.
-        LibraryFolderError: the model would run code, or read files outside of its folder.
+        LibraryFolderError: the model would run code, read files outside of its folder, or build a
+            larger network than it has weights for.
     """
     folder = model_folder(name, cache_dir)
     try:
@@ -115,9 +116,10 @@ def load_pipeline(
     left_out = {} if text_encoders else dict.fromkeys(text_parts(folder))
     check_pipeline(folder)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            str(folder), dtype=dtype, local_files_only=True, **left_out
-        )
+        with building_from(folder):
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(folder), dtype=dtype, local_files_only=True, **left_out
+            )
     except OSError as error:
         raise FileNotFoundError(f"{folder} is no whole diffusers pipeline: {error}") from error
     for component in pipeline.components.values():

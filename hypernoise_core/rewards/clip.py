@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..library_folder import LibraryFolderError, check_part
+from ..library_folder import LibraryFolderError, building_from, check_part
 from ..tensor_file import TensorFileError, open_safetensors
 from ..text import printable
 from .images import ImageBatch, Preprocess
@@ -245,19 +245,22 @@ def read_clip_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         raise ImportError("this reward needs transformers: pip install transformers") from error
     path = folder / "model.safetensors"
     try:
-        check_part(folder)
+        check_part(folder, CLIPModel)
     except LibraryFolderError as error:
         raise TensorFileError(str(error)) from error
     with open_safetensors(path):
         pass  # transformers' own message about a damaged file does not name it
     try:
-        model, report = CLIPModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report, and refused below
-        )
+        with building_from(folder):
+            model, report = CLIPModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused below
+            )
+    except LibraryFolderError as error:
+        raise TensorFileError(str(error)) from error
     except (ValueError, RuntimeError, OSError) as error:
         raise TensorFileError(f"{folder} holds no CLIP for transformers: {error}") from error
     problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]

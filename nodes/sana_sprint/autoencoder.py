@@ -9,6 +9,7 @@ import comfy.model_management as management
 import comfy.sd
 import torch
 
+from ...hypernoise_core.library_folder import building_from
 from ..comfy_model import WholeModelPatcher
 from .diffusers_library import diffusers, from_folder
 
@@ -19,9 +20,10 @@ def load(folder: Path, dtype: torch.dtype | None, variant: str | None = None) ->
     """The VAE of a SANA-Sprint folder; dtype None picks one for the device, variant None the
     weights without one."""
     dtype = dtype or management.vae_dtype(management.vae_device(), DTYPES)
-    autoencoder = diffusers().AutoencoderDC.from_pretrained(
-        folder, subfolder="vae", **from_folder(dtype, variant)
-    )
+    with building_from(folder / "vae"):
+        autoencoder = diffusers().AutoencoderDC.from_pretrained(
+            folder, subfolder="vae", **from_folder(dtype, variant)
+        )
     vae = SanaVAE(autoencoder, dtype)
     vae.patcher.made_by(lambda: load(folder, dtype, variant).patcher)
     return vae

@@ -190,5 +190,6 @@ def _check(folder: Path) -> dict[str, str | None]:
         ValueError: names the file, and what it asks for.
     """
     model_folders.check_links(folder, model_folders.SANA_SPRINT)
+    diffusers()  # says how to install it
     check_pipeline(folder, PARTS)
     return {part: safetensors_variant(folder / part) for part in PARTS if part != "tokenizer"}

@@ -18,6 +18,7 @@ import comfy.supported_models_base
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
+from ...hypernoise_core.library_folder import building_from
 from ..comfy_model import WholeModelPatcher
 from .diffusers_library import diffusers, from_folder
 
@@ -43,9 +44,10 @@ def _load(
 ) -> WholeModelPatcher:
     device = management.get_torch_device()
     dtype = dtype or choose_dtype(device)
-    network = network_class().from_pretrained(
-        folder, subfolder="transformer", **from_folder(dtype, variant)
-    )
+    with building_from(folder / "transformer"):
+        network = network_class().from_pretrained(
+            folder, subfolder="transformer", **from_folder(dtype, variant)
+        )
     latent_format = SanaLatent(
         channels=network.config.in_channels, downscale=downscale, scale=scale
     )

@@ -13,6 +13,7 @@ import comfy.model_management as management
 import comfy.sd
 import torch
 
+from ...hypernoise_core.library_folder import building_from
 from ...hypernoise_core.text import check_prompts
 from ..comfy_model import WholeModelPatcher
 from .diffusers_library import diffusers, from_folder
@@ -33,13 +34,14 @@ def load(
     if dtype is None:
         # float16, ComfyUI's default for text encoders, overflows in Gemma2
         dtype = torch.bfloat16 if management.should_use_bf16(device) else torch.float32
-    pipeline = diffusers().SanaSprintPipeline.from_pretrained(
-        folder,
-        transformer=None,
-        vae=None,
-        scheduler=None,
-        **from_folder(dtype, variant),
-    )
+    with building_from(folder / "text_encoder"):
+        pipeline = diffusers().SanaSprintPipeline.from_pretrained(
+            folder,
+            transformer=None,
+            vae=None,
+            scheduler=None,
+            **from_folder(dtype, variant),
+        )
     encoder = SanaTextEncoder(pipeline, instruction)
     clip = SanaCLIP(no_init=True)
     clip.tokenizer = SanaTokenizer()

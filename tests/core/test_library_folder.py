@@ -1,10 +1,21 @@
-"""Which weights of a folder of diffusers or transformers are loaded."""
+"""What of a folder of diffusers or transformers is loaded, and what is refused before that."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from hypernoise.hypernoise_core.library_folder import LibraryFolderError, safetensors_variant
+from hypernoise.hypernoise_core.library_folder import (
+    LibraryFolderError,
+    building_from,
+    check_pipeline,
+    safetensors_variant,
+)
+from hypernoise.training.pipelines import EMBEDDED, load_pipeline
+
+GENERATOR = EMBEDDED["tiny-sprint"]
 
 
 def folder_with(folder: Path, *names: str) -> Path:
@@ -43,3 +54,99 @@ def test_a_folder_without_weights_to_read_is_named(tmp_path, names, message):
     with pytest.raises(LibraryFolderError, match=message) as error:
         safetensors_variant(folder_with(tmp_path, *names))
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.fixture
+def generator(tmp_path) -> Path:
+    return Path(shutil.copytree(GENERATOR, tmp_path / "generator"))
+
+
+def change(path: Path, **entries: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        ["transformers", "pipeline"],
+        ["transformers", "AutoModel"],
+        ["transformers", "Trainer"],
+        ["transformers", "utils"],
+        ["transformers", "NoSuchModel"],
+        ["transformers", ["Gemma2Model"]],
+        ["diffusers", "DiffusionPipeline"],
+        ["diffusers", "SanaSprintPipeline"],
+    ],
+    ids=str,
+)
+def test_a_part_that_is_no_network_tokenizer_or_scheduler_is_refused(generator, named):
+    change(generator / "model_index.json", text_encoder=named)
+    with pytest.raises(LibraryFolderError, match="model_index.json asks for .* as text_encoder"):
+        load_pipeline(str(generator))
+
+
+@pytest.mark.parametrize(
+    ("file", "entries", "key"),
+    [
+        ("text_encoder/config.json", {"_attn_implementation": "a/b"}, "_attn_implementation"),
+        ("text_encoder/config.json", {"quantization_config": {"load_in_8bit": True}}, "quant"),
+        ("text_encoder/config.json", {"rope_parameters": {"rope_type": "a/b"}}, "rope_param"),
+        ("transformer/config.json", {"quantization_config": {"quant_method": "gguf"}}, "quantiz"),
+        ("transformer/config.json", {"auto_map": "evil.Evil"}, "auto_map"),
+        ("vae/config.json", {"num_layers": 10**9}, "num_layers to 1e"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "num_train_times"),
+        ("tokenizer/tokenizer_config.json", {"tokenizer_file": "../../secret.json"}, "tokenizer_f"),
+        ("tokenizer/tokenizer_config.json", {"vocab_file": "/etc/passwd"}, "vocab_file"),
+        ("tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": "e.E"}}, "auto_map"),
+        ("tokenizer/tokenizer_config.json", {"fast_tokenizer_files": ["../t.json"]}, "fast_tok"),
+    ],
+)
+def test_an_entry_that_leads_elsewhere_is_named(generator, file, entries, key):
+    """Of each kind of part; the keys of transformers' networks are walked with the rewards."""
+    change(generator / file, **entries)
+    with pytest.raises(LibraryFolderError, match=f"{file} .*{key}"):
+        load_pipeline(str(generator))
+
+
+def test_entries_of_published_folders_are_read(generator):
+    change(
+        generator / "text_encoder" / "config.json",
+        _name_or_path="google/gemma-2-2b-it",
+        cache_implementation="hybrid",
+        hidden_act="gelu_pytorch_tanh",
+        torch_dtype="bfloat16",
+        rope_theta=10000.0,
+        _attn_implementation_autoset=True,
+    )
+    change(generator / "transformer" / "config.json", _name_or_path="a/b", of_old="x", dropped=None)
+    change(
+        generator / "tokenizer" / "tokenizer_config.json",
+        model_max_length=10**30,
+        special_tokens_map_file="/home/someone/special_tokens_map.json",
+        tokenizer_file=None,
+        name_or_path="google/gemma-2-2b-it",
+        chat_template="{{ messages }}",
+    )
+    load_pipeline(str(generator))
+
+
+@pytest.mark.parametrize(
+    ("part", "entries"),
+    [
+        ("text_encoder", {"num_hidden_layers": 1_000_000, "layer_types": None}),
+        ("text_encoder", {"vocab_size": 8_000_000, "hidden_size": 4096}),
+        ("transformer", {"num_layers": 1_000_000}),
+    ],
+)
+def test_a_network_larger_than_its_weights_is_not_built(generator, part, entries):
+    """It would take all memory before a weight is missed."""
+    change(generator / part / "config.json", **entries)
+    with pytest.raises(LibraryFolderError, match="asks for a larger network than the .* tensors"):
+        load_pipeline(str(generator))
+
+
+def test_other_networks_are_built_as_before_behind_a_refusal():
+    with pytest.raises(LibraryFolderError), building_from(GENERATOR / "scheduler"):
+        torch.nn.Linear(5000, 5000)
+    torch.nn.Linear(5000, 5000)
+    check_pipeline(GENERATOR)

@@ -1,11 +1,15 @@
 """The same adapter in peft and here: files of ours opened there, files of peft opened here."""
 
 import copy
+import random
+import re
 
 import pytest
 import torch
 
 from hypernoise.hypernoise_core.adapter import AdapterError, load_adapter, save_adapter
+from hypernoise.hypernoise_core.layer_pattern import LayerPattern
+from hypernoise.hypernoise_core.peft_config import PeftConfig
 
 peft = pytest.importorskip("peft")
 
@@ -136,3 +140,56 @@ def test_the_folder_in_which_a_pipeline_of_diffusers_saves_loras_opens_here(tiny
         **{f"{name}_lora_adapter_metadata": model.peft_config["default"].to_dict()},
     )
     assert_computes(network, tiny, delta_of(load_adapter(tmp_path), tiny))
+
+
+PARTS = ["a", "b", "1", "_", r"\.", ".", r"\d", r"\w", "[ab]", "[^a]", "[0-9]", r"[\d.-]"]
+REPEATS = ["", "", "", "*", "+", "?", "*?", "+?", "??"]
+
+
+def made_up_pattern(rng: random.Random, depth: int = 0) -> str:
+    """Any of the forms that are read, in any order."""
+
+    def part() -> str:
+        if rng.random() < 0.1:
+            return rng.choice("^$")
+        if rng.random() < 0.2 and depth < 3:
+            opening, ending = rng.choice(["(", "(?:"]), rng.choice([")", ")?"])
+            return opening + made_up_pattern(rng, depth + 1) + ending
+        return rng.choice(PARTS) + rng.choice(REPEATS)
+
+    sequences = [
+        "".join(part() for _ in range(rng.randint(0, 4))) for _ in range(rng.randint(1, 3))
+    ]
+    return "|".join(sequences)
+
+
+def test_patterns_find_the_layers_that_peft_finds():
+    found = 0
+    for seed in range(2000):
+        rng = random.Random(seed)
+        pattern = made_up_pattern(rng)
+        for _ in range(5):
+            name = "".join(rng.choices("ab1_.\n", (5, 5, 5, 5, 5, 1), k=rng.randint(0, 9)))
+            expected = peft.utils.other.get_pattern_key([pattern], name) is pattern
+            assert LayerPattern(pattern).matches(name) == expected, (pattern, name)
+            found += expected
+    assert 1000 < found < 9000
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"transformer_blocks\.[0-9]+\.attn[12]\.(to_q|to_k)",
+        r".*\.\d+\.(?:attn1|attn2)\.to_[kq]",
+        r"^transformer_blocks\.0\.attn1\.to_q$",
+        re.escape("transformer_blocks.0.attn1.to_q"),
+        ".*" * 50 + "to_q",
+        "(a?|.*)" * 40 + "to_q",
+        "(" + "|".join(f"blocks.{i}.proj" for i in range(2000)) + "|to_q)",
+    ],
+)
+def test_patterns_that_people_write_are_read_however_many_choices_they_have(pattern):
+    names = ["transformer_blocks.0.attn1.to_q", *(f"blocks.{i}.other" for i in range(300))]
+    values = {"r": 4, "lora_alpha": 4, "rank_pattern": {pattern: 8}}
+    ranks = PeftConfig(values, dict(zip(names, names, strict=True))).ranks
+    assert [name for name, rank in ranks.items() if rank == 8] == names[:1]

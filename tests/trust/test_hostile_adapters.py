@@ -3,9 +3,12 @@
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.metadata import AdapterError
 from hypernoise.hypernoise_core.peft_config import CONFIG_NAME
+from hypernoise.hypernoise_core.tensor_file import read_tensors
 from hypernoise.tests.trust.test_fuzz import new_adapter
 
 KEY = "transformer_blocks.0.attn1.to_q.lora_A.weight"
@@ -213,11 +217,24 @@ CONFIGS = {
     "patterns that are a list": ({"rank_pattern": ["a"]}, "rank_pattern must be a dict"),
     "a pattern's rank 0": ({"rank_pattern": {"proj_out": 0}}, r"rank_pattern\['proj_out'\] must"),
     "a pattern's alpha in words": ({"alpha_pattern": {"x": "y"}}, r"alpha_pattern\['x'\]"),
-    "a pattern that is none": ({"rank_pattern": {"(": 2}}, "bad pattern"),
-    "a pattern that takes years": ({"rank_pattern": {"(.+)+x": 2}}, "too involved"),
-    "a pattern that takes hours": ({"rank_pattern": {".*" * 12 + "x": 2}}, "too involved"),
-    "a pattern of many choices": ({"rank_pattern": {"(a|a)" * 40 + "x": 2}}, "too involved"),
-    "a pattern of many doubts": ({"rank_pattern": {".?" * 40 + "x": 2}}, "too involved"),
+    "a pattern that is none": ({"rank_pattern": {"(": 2}}, "opens a group that it does not close"),
+    "a pattern that closes too much": ({"rank_pattern": {"a)|(b": 2}}, "has not opened"),
+    "a pattern that takes years": ({"rank_pattern": {"(.+)+x": 2}}, r"'\(\.\+\)\+x'.*'\+x'.*read"),
+    "a pattern with flags": (
+        {"alpha_pattern": {"(?x:(a|a) *b)": 2}},
+        r"alpha_pattern.*is not read.*'\?x:",
+    ),
+    "a pattern that looks ahead": ({"rank_pattern": {"(?=(a+))": 2}}, "is not read"),
+    "a pattern that refers back": ({"rank_pattern": {r"(a+)\1": 2}}, "is not read"),
+    "a pattern with a count": ({"rank_pattern": {"a{1,9}": 2}}, "is not read"),
+    "a pattern that holds on": ({"rank_pattern": {"a++": 2}}, "is not read"),
+    "a pattern with no such set": ({"rank_pattern": {"[z-a]": 2}}, "no set of characters"),
+    "a pattern nested 10,000 deep": ({"rank_pattern": {"(" * 10_000: 2}}, "groups in groups"),
+    "a pattern of 200,000 repeats": ({"rank_pattern": {".*" * 200_000: 2}}, "too involved"),
+    "a million ranks": (
+        {"rank_pattern": {f"{i}": 2 for i in range(100_000)}},
+        "rank_pattern has too many patterns",
+    ),
     "a million patterns": ({"rank_pattern": {f"{i}.*": 2 for i in range(100_000)}}, "too many"),
     "rslora in words": ({"use_rslora": "no"}, "use_rslora must be a bool"),
     "a model that is a number": ({"base_model_name_or_path": 7}, "base_model_name_or_path must"),
@@ -247,6 +264,22 @@ def test_a_hostile_configuration_is_refused(name, tmp_path, tally):
     assert str(config) in str(caught.value)
     assert len(str(caught.value)) < 2000
     tally("hostile adapter_config.json").count("refused")
+
+
+def test_a_pattern_whose_search_never_ended_is_refused(tmp_path):
+    """Its choice is repeated, of which only the flag for spaces takes note."""
+    layer = "time_embed." + "a" * 300
+    names = [f"base_model.model.{layer}.lora_{factor}.weight" for factor in "AB"]
+    save_file({n: torch.zeros(2, 2) for n in names}, tmp_path / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 2,
+        "alpha_pattern": {r"(?x:time_embed\.(a|a) *b)": 3},
+    }
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(config))
+    with pytest.raises(AdapterError, match="alpha_pattern has a pattern that is not read"):
+        load_adapter(tmp_path, family="sana_sprint")
 
 
 class Evil:
@@ -291,6 +324,73 @@ def compressed(path: Path) -> None:
             archive.writestr(name, content)
 
 
+def old_with_a_zip(path: Path, size: int = 10**8) -> None:
+    """torch reads the pickle at the beginning, Python's zipfile the good archive behind it."""
+    good = path.with_name("good.bin")
+    torch.save({KEY: torch.zeros(6, 2)}, good)
+    torch.save({KEY: Call(bytearray, size)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes() + good.read_bytes())
+
+
+def two_directories(path: Path, size: int = 10**8) -> None:
+    """The record that torch follows leads to one archive, the one of zipfile to another."""
+    zipped({KEY: Call(bytearray, size)})(path)
+    evil = path.read_bytes()
+    torch.save({KEY: torch.zeros(6, 2)}, path)
+    good = path.read_bytes()
+    evil_start = int.from_bytes(evil[-6:-2], "little")
+    good_start = int.from_bytes(good[-6:-2], "little")
+    parts, directory = evil[:evil_start], evil[evil_start:-22]
+    count = int.from_bytes(evil[-12:-10], "little")
+    record = struct.pack(
+        "<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(directory), evil_start
+    )
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, evil_start + len(directory), 1)
+    middle = parts + directory + record
+    path.write_bytes(middle + good[:good_start] + good[good_start:-98] + locator + good[-22:])
+
+
+def changed_bin(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        torch.save({KEY: torch.zeros(6, 2)}, path)
+        path.write_bytes(change(path.read_bytes()))
+
+    return write
+
+
+def same_name_twice(path: Path) -> None:
+    """torch takes either for data.pkl."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (("data.PKL", {KEY: Call(bytearray, 10**8)}), ("data.pkl", {})):
+            archive.writestr(f"archive/{name}", pickle.dumps(content, protocol=2))
+
+
+def capital_pickle(path: Path) -> None:
+    """torch finds data.pkl by this name too."""
+    with zipfile.ZipFile(path, "w") as archive:
+        content = pickle.dumps({KEY: Call(bytearray, 10**8)}, protocol=2)
+        archive.writestr("archive/DATA.PKL", content)
+
+
+def in_a_tar(path: Path) -> None:
+    """torch opens those of before 0.1.10; the name looks like the pickles of one of later."""
+    with tarfile.open(path, "w") as archive:
+        for name in ("N.N.N.N.N.", "storages", "tensors", "pickle"):
+            archive.addfile(tarfile.TarInfo(name))
+
+
+def overlapping_parts(path: Path) -> None:
+    """All of them lie in the last one."""
+    torch.save({KEY: torch.zeros(6, 2)}, path)
+    content = bytearray(path.read_bytes())
+    start = int.from_bytes(content[-6:-2], "little")
+    first = start + content[start:].index(b"PK\1\2")
+    second = content.index(b"PK\1\2", first + 4)
+    content[first + 20 : first + 28] = struct.pack("<2L", 900, 900)  # size, twice
+    assert second > first
+    path.write_bytes(content)
+
+
 def expanded(path: Path) -> None:
     """Four bytes that are said to be a matrix of 4 TB."""
     torch.save({KEY: torch.zeros(1, 1).expand(10**6, 10**6)}, path)
@@ -317,6 +417,26 @@ PICKLED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bytearray of 100 GB": (zipped({KEY: Call(bytearray, 10**11)}), "refers to .*bytearray"),
     "a tensor made on the spot": (zipped({KEY: Call(torch.FloatTensor, 10**10)}), "FloatTensor"),
     "compressed a thousandfold": (compressed, "is compressed"),
+    "an old file with a zip behind it": (old_with_a_zip, "refers to .*bytearray"),
+    "two directories": (two_directories, "does not end as torch's files do"),
+    "bytes behind the archive": (changed_bin(lambda b: b + b"x"), "does not end as"),
+    "a comment of the archive": (
+        changed_bin(lambda b: b[:-2] + b"\4\0" + b"text"),
+        "does not end as",
+    ),
+    "bytes before the archive": (changed_bin(lambda b: b[:4] + b"x" * 99 + b), "does not end as"),
+    "another number of parts": (
+        changed_bin(lambda b: b[:-14] + b"\1\0\1\0" + b[-10:]),
+        "does not end as",
+    ),
+    "100,000 tensors": (
+        zipped({str(i): Call(OrderedDict) for i in range(100_000)}),
+        "more than 20000 tensors",
+    ),
+    "two pickles of a name": (same_name_twice, "same name"),
+    "a pickle in capitals": (capital_pickle, "refers to .*bytearray"),
+    "a tar archive": (in_a_tar, "is a tar archive"),
+    "parts in parts": (overlapping_parts, "reaches into the next"),
     "a shape beyond its data": (expanded, "larger than the file"),
     "one tensor a thousand times": (shared, "larger than the file"),
     "an old file without its data": (old_format_without_data, "damaged"),
@@ -340,6 +460,18 @@ def test_a_hostile_bin_file_is_refused(name, tmp_path, tally):
         load_adapter(path)
     assert str(path) in str(caught.value)
     tally("hostile .bin").count("refused")
+
+
+@pytest.mark.parametrize("zip_format", [True, False])
+def test_files_of_the_installed_torch_are_read(zip_format, tmp_path):
+    tensors = {
+        f"transformer_blocks.{i}.attn1.to_q.lora_{factor}.weight": torch.randn(3, 3)
+        for i in range(40)
+        for factor in "AB"
+    }
+    torch.save(tensors, tmp_path / "a.bin", _use_new_zipfile_serialization=zip_format)
+    read = read_tensors(tmp_path / "a.bin")[0]
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
@@ -407,7 +539,7 @@ def write_8_bits(path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["safetensors", "8 bits", "bin", "expanded", "compressed", "shared", "bytearray", "huge shape"]
-    + ["NaN"],
+    + ["NaN", "old with a zip", "two directories"],
 )
 def test_memory_stays_below_twice_the_file(name, good, tmp_path, tally):
     safe = ("safetensors", "8 bits", "NaN", "huge shape")
@@ -425,6 +557,9 @@ def test_memory_stays_below_twice_the_file(name, good, tmp_path, tally):
         torch.save({"proj_out.lora_A.weight": large(), "proj_out.lora_B.weight": large().T}, path)
     elif name == "huge shape":
         path.write_bytes(with_header(lambda h: h[KEY].update(shape=[2**36, 1]))(good))
+    elif name in ("old with a zip", "two directories"):
+        write = old_with_a_zip if name == "old with a zip" else two_directories
+        write(path, 3 * 10**9)
     elif name == "bytearray":
         zipped({KEY: Call(bytearray, 3 * 10**9)})(path)
     else:
