@@ -78,7 +78,9 @@ def test_reno_writes_better_images_and_the_noise_they_come_from(tmp_path):
         result = run("reno", *prompts, *more, "--batch-size", "1", "--out", str(tmp_path / name))
         assert result.returncode == 0, result.stderr
         results[name] = json.loads((tmp_path / name / "reno.json").read_text())
-    assert all(image["reno"] > image["start"] for image in results["plain"]["images"])
+    for image in results["plain"]["images"]:
+        assert image["reno"] == pytest.approx(max(image["history"]))
+        assert image["reno"] > image["start"] == image["history"][0]
     starts = {k: sum(i["start"] for i in r["images"]) for k, r in results.items()}
     assert starts["warm"] > starts["plain"]
     assert results["plain"]["rewards"] == {"tiny-preference": 1.0}
