@@ -75,6 +75,19 @@ def test_one_scene_against_many_captions(caption, right):
     assert is_correct(image, parse_caption(caption)) is right
 
 
+PLACES = {"left of": (10, 32), "right of": (54, 32), "above": (32, 10), "below": (32, 54)}
+
+
+@pytest.mark.parametrize("relation", PLACES)
+def test_a_relation_holds_on_its_side_alone(relation):
+    square = Thing("square", BLUE, 32, 32, 8)
+    caption = parse_caption(f"a red circle {relation} a blue square")
+    right = [
+        is_correct(scene(Thing("circle", RED, *xy, 8), square), caption) for xy in PLACES.values()
+    ]
+    assert right == [name == relation for name in PLACES]
+
+
 def test_counts_must_be_exact():
     things = [Thing("triangle", RED, x, 30, 7) for x in (14, 32, 50)]
     assert is_correct(scene(*things), parse_caption("three red triangles"))
@@ -87,6 +100,25 @@ def test_a_smeared_shape_is_no_shape():
     bar[:, 28:34, 10:54] = torch.tensor(RED)[:, None, None]
     (seen,) = find_objects(bar)
     assert seen.color == "red" and seen.shape is None
+
+
+def test_a_rectangle_is_no_square():
+    image = torch.full((3, 64, 64), 0.1)
+    image[:, 26:38, 21:43] = torch.tensor(RED)[:, None, None]
+    (seen,) = find_objects(image)
+    assert seen.shape is None
+
+
+def test_clutter_beside_the_right_object_is_not_right():
+    image, caption = scene(Thing("circle", RED, 18, 18, 9)), parse_caption("a red circle")
+    assert is_correct(image, caption)
+    specks, unknown = image.clone(), image.clone()
+    for x in range(4, 60, 8):
+        specks[:, 40:44, x : x + 4] = specks[:, 52:56, x : x + 4] = 0.95  # too small for objects
+    unknown[:, 44:58, 40:54] = torch.tensor([0.0, 0.9, 0.9])[:, None, None]  # a colour of no name
+    for cluttered in (specks, unknown):
+        assert find_objects(cluttered) is None
+        assert not is_correct(cluttered, caption)
 
 
 def test_centroid_and_area_are_those_drawn():

@@ -45,6 +45,14 @@ def test_processes_share_each_batch_without_overlap():
     assert [len(s.prompts) for s in shares] == [2, 1, 1]
 
 
+def test_what_runs_for_company_is_a_whole_image_that_does_not_count():
+    (batch, *_) = plan(PROMPTS[:2]).update(0)
+    shares = [batch.share(i, 3, company=True) for i in range(3)]
+    assert [s.counts for s in shares] == [True, True, False]
+    assert shares[2].prompts == shares[0].prompts and shares[2].seeds == shares[0].seeds
+    assert batch.share(2, 3).prompts == ()
+
+
 @pytest.mark.parametrize(
     ("latent_type", "in_update", "in_run"),
     [("inf", 8, 24), ("batch", 1, 3), ("multi", 4, 4), ("one", 1, 1)],

@@ -21,7 +21,7 @@ from hypernoise.training import cli, versions
 from hypernoise.training.command_line import bind
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.evaluation.settings import EvaluationConfig
-from hypernoise.training.inference import EMBEDDED_ADAPTER, read_prompts
+from hypernoise.training.inference import EMBEDDED_ADAPTER, read_prompts, write_png
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.published_models import PUBLISHED
 
@@ -54,6 +54,13 @@ def test_generate_writes_base_hypernoise_and_a_grid(tmp_path):
     base, ours = (Image.open(tmp_path / f"000_{kind}.png") for kind in ("base", "hypernoise"))
     assert base.size == ours.size == (64, 64)
     assert base.tobytes() != ours.tobytes()
+    assert base.tobytes() != Image.open(tmp_path / "001_base.png").tobytes()  # another seed
+
+
+def test_a_written_image_has_the_nearest_shades(tmp_path):
+    write_png(tmp_path / "a.png", torch.tensor([0.0, 0.499, 0.501, 0.999]).expand(3, 2, 4))
+    shades = [round(255 * value) for value in (0.0, 0.499, 0.501, 0.999)]
+    assert np.asarray(Image.open(tmp_path / "a.png"))[0, :, 0].tolist() == shades
 
 
 def test_strength_0_writes_the_base_image(tmp_path):
@@ -71,7 +78,9 @@ def test_reno_writes_better_images_and_the_noise_they_come_from(tmp_path):
         result = run("reno", *prompts, *more, "--batch-size", "1", "--out", str(tmp_path / name))
         assert result.returncode == 0, result.stderr
         results[name] = json.loads((tmp_path / name / "reno.json").read_text())
-    assert all(image["reno"] > image["start"] for image in results["plain"]["images"])
+    for image in results["plain"]["images"]:
+        assert image["reno"] == pytest.approx(max(image["history"]))
+        assert image["reno"] > image["start"] == image["history"][0]
     starts = {k: sum(i["start"] for i in r["images"]) for k, r in results.items()}
     assert starts["warm"] > starts["plain"]
     assert results["plain"]["rewards"] == {"tiny-preference": 1.0}

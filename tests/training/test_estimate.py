@@ -265,6 +265,17 @@ def test_the_lines_add_up_to_the_total():
     assert "tiny-sprint at 64 x 64 pixels, 3 of 3 images at a time in one process" in result.lines()
 
 
+def test_rewards_lie_beside_each_other_and_run_one_after_another():
+    two = {"hps": 1.0, "imagereward": 1.0}
+    larger = small_pipeline_estimate(rewards={"hps": 1.0})
+    both = small_pipeline_estimate(rewards=two)
+    assert both.rewards == larger.rewards + 4 * REWARD_SIZES["imagereward"].parameters
+    assert both.reward_activations == larger.reward_activations
+    assert larger.backward == 0  # theirs are gone when the generator's pass is at its peak
+    half = small_pipeline_estimate(rewards=two, precision="bfloat16")
+    assert half.rewards == both.rewards // 2
+
+
 def test_every_reward_has_a_size():
     assert set(REWARD_SIZES) == {reward.name for reward in REWARDS}
 

@@ -19,11 +19,13 @@ import torchvision
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
 from hypernoise.hypernoise_core.generator_lora import GeneratorLora, save_generator_lora
 from hypernoise.hypernoise_core.hypernetwork import noise_penalty
+from hypernoise.hypernoise_core.reno import RenoConfig
 from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.training.card import write_card
 from hypernoise.training.evaluation import (
@@ -39,10 +41,12 @@ from hypernoise.training.evaluation import (
 )
 from hypernoise.training.evaluation.evaluate import evaluate
 from hypernoise.training.evaluation.layouts import write_layout
+from hypernoise.training.evaluation.questions import ask
 from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.evaluation.suite import noise_seed
 from hypernoise.training.inference import EMBEDDED_ADAPTER
 from hypernoise.training.pipelines import ASSETS, load_pipeline
+from hypernoise.training.processes import join
 
 PROMPTS = ["a red circle", "two blue squares", "a white triangle above a green square"]
 
@@ -86,12 +90,13 @@ def test_a_fine_tune_is_compared_where_its_reward_is_ours():
         "lr_0.1_40": entry("finetune", 12, 0.6, 0.1),
         "lr_0.1_80": entry("finetune", 16, 0.2, 0.02),
         "lr_0.1_160": entry("finetune", 12, 0.0, 0.0),
+        "lr_0.1_320": entry("finetune", 14, 0.0, 0.0),
         "lr_0.2_20": entry("finetune", 12.9, 0.4, 0.1),
         "rank_2": entry("hypernoise", 14, 0.4, 0.1),
     }
     paths = trade_offs.paths(table, ablation)
     assert {name: [stage.label for stage in stages] for name, stages in paths.items()} == {
-        "lr_0.1": ["base", "20", "40", "80", "160"],
+        "lr_0.1": ["base", "20", "40", "80", "160", "320"],
         "lr_0.2": ["base", "20"],
         "rank": ["base", "2"],
     }
@@ -116,6 +121,15 @@ def test_a_search_starts_from_the_image_that_it_improves(task, hypernetwork, ste
     assert (cold.reward >= base.reward - 1e-3).all() and cold.reward.sum() > base.reward.sum()
     assert (warm.reward >= ours.reward - 1e-3).all() and warm.reward.sum() > ours.reward.sum()
     assert warm.images.shape == base.images.shape == (3, 3, 64, 64)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_search_sees_the_images_of_its_noise_at_every_number_of_steps(task, steps):
+    """Also where the sampler draws noise between the steps."""
+    task = replace(task, steps=steps).rows(slice(2))
+    seen: list[torch.Tensor] = []
+    methods.search(task, RenoConfig(iterations=1), on_step=lambda _, made, __: seen.append(made))
+    torch.testing.assert_close(seen[0], methods.base(task).images, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -181,6 +195,11 @@ def test_f_squared_is_that_of_the_hypernetworks_output(task, hypernetwork):
     assert torch.allclose(result.f_squared, noise_penalty(delta))
     assert (result.f_squared > 0).all()
     assert methods.measure(task, methods.base).f_squared is None
+    instead = load_adapter(EMBEDDED_ADAPTER)
+    instead.metadata = replace(instead.metadata, replaces_noise=True)
+    replaced = methods.measure(task, methods.hypernoise(instead))
+    torch.testing.assert_close(replaced.f_squared, result.f_squared, rtol=1e-4, atol=0)
+    assert not torch.allclose(replaced.images, result.images, atol=0.01)
 
 
 # Wordings
@@ -234,6 +253,21 @@ def test_a_command_that_is_not_there_is_named():
         wordings.ask_command("no-such-command --x", ["a cat"])
 
 
+def test_wordings_are_asked_for_again_where_another_command_gives_them(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    config = EvaluationConfig(
+        task=str(tmp_path / "prompts.txt"),
+        methods=("prompt_optimisation",),
+        out=tmp_path / "out",
+    )
+    for text in ("a lion", "a tiger"):
+        body = f"print(json.dumps({{'candidates': ['{text}']}}))"
+        (folder := tmp_path / text).mkdir()
+        command = answering(folder, body).replace(text, f"'{text}'")
+        questions = ask(replace(config, prompt_command=command), join())
+        assert questions.wordings.by_prompt == {"a cat": ["a cat", text]}
+
+
 # Metrics
 
 
@@ -247,6 +281,15 @@ def test_an_interval_covers_the_true_mean_although_images_of_a_prompt_are_alike(
         covered += found.low < 0 < found.high
     # Drawn image by image, about 70% would be covered.
     assert 0.88 * trials <= covered <= trials
+
+
+def test_an_interval_holds_95_percent():
+    """1.96 standard errors on either side, as the normal distribution has it."""
+    values = np.random.default_rng(1).normal(3, 2, size=400)
+    found = metrics.mean(list(values), list(map(str, range(400))))
+    half = 1.96 * values.std() / 400**0.5
+    assert found.value - found.low == pytest.approx(half, rel=0.05)
+    assert found.high - found.value == pytest.approx(half, rel=0.05)
 
 
 def test_strata_weigh_the_same_whatever_their_size():
@@ -276,6 +319,7 @@ def test_the_recovered_share_is_unknown_without_a_gain():
     assert metrics.share_recovered(1.0, 1.5, 2.0) == 0.5
     assert metrics.share_recovered(1.0, 0.5, 2.0) == -0.5
     assert metrics.share_recovered(1.0, 1.5, 1.0) is None
+    assert metrics.share_recovered(1.0, 0.8, 0.5) is None  # it loses, and so does the best
 
 
 @pytest.fixture
@@ -303,6 +347,10 @@ def test_lpips_is_the_diversity_where_its_weights_are(alexnet, folder, tmp_path)
     pairs = [lpips.diversity(images[[a, b]]) for a, b in ((0, 1), (0, 2), (1, 2))]
     assert lpips.diversity(images, batch_size=1) == pytest.approx(np.mean(pairs), rel=1e-5)
     assert pairs[0] == far
+    of_minus_1_to_1 = learned_perceptual_image_patch_similarity(
+        *(2 * images[:2] - 1), net_type="alex"
+    )
+    assert far == pytest.approx(float(of_minus_1_to_1), rel=1e-5)
 
     changes = {"methods": ("base",), "steps": (1,), "ablation": (), "lora": ()}
     page = evaluate(settings_of(folder, **changes, out=tmp_path / "out"))
@@ -317,13 +365,15 @@ def test_lpips_is_the_diversity_where_its_weights_are(alexnet, folder, tmp_path)
         evaluate(settings_of(folder))
 
 
-def test_diversity_is_0_for_copies_and_1_for_opposites():
+def test_diversity_is_0_for_copies_and_largest_for_opposites():
     e = torch.eye(4)
     assert metrics.diversity(torch.stack([e, e, e])) == pytest.approx(0)
     assert metrics.diversity(torch.stack([e, e.flip(0)])) == pytest.approx(1)
+    assert metrics.diversity(torch.stack([e, -e])) == pytest.approx(2)
     assert metrics.diversity(e[None]) is None
     black = torch.zeros(1, 2, 3, metrics.SMALL, metrics.SMALL)
     assert metrics.pixel_diversity(torch.cat([black, black + 1])) == pytest.approx(1)
+    assert metrics.pixel_diversity(torch.cat([black, black + 0.5])) == pytest.approx(0.5)
     # Pairs: black and black 0, twice black and white 1.
     assert metrics.pixel_diversity(torch.cat([black, black, black + 1])) == pytest.approx(2 / 3)
 
@@ -338,6 +388,17 @@ def test_features_are_those_of_the_first_clip(task):
 
 
 # Cells
+
+
+def test_every_image_has_a_noise_of_its_own():
+    """Also among the candidates that best-of-50 draws for another image."""
+    seeds = [
+        noise_seed(number, seed) + candidate * methods._CANDIDATE_STRIDE
+        for number in range(300)
+        for seed in range(4)
+        for candidate in range(50)
+    ]
+    assert len(set(seeds)) == len(seeds)
 
 
 def new_cell(cost: int, seed: int) -> cells.Cell:
@@ -377,6 +438,15 @@ def test_a_cell_of_another_evaluation_or_a_damaged_one_is_named(tmp_path):
     file.write_text(file.read_text()[:-20])
     with pytest.raises(ValueError, match="cell.json is damaged"):
         cells.read_cell(file, identity)
+
+
+def test_a_cell_is_done_when_all_of_it_is_written(tmp_path):
+    file = tmp_path / "cell.json"
+    result = cells.CellResult({}, [0.1], 1.0, 0.0, [1.0], {"redness": [1.0]}, None, None)
+    file.with_suffix(".safetensors").mkdir()  # so that nothing can be written there
+    with pytest.raises(OSError):
+        cells.write_cell(file, result, {cells.SHOWN: torch.zeros(1, 3, 4, 4)})
+    assert cells.read_cell(file, {}) is None
 
 
 # The whole
@@ -683,8 +753,9 @@ def test_geneval_gets_its_metadata_and_the_images_of_each_prompt(checkouts, tmp_
 
 def test_a_layout_goes_on_where_it_was_and_refuses_other_settings(checkouts, tmp_path):
     whole = images_of(checkouts, "geneval", tmp_path / "whole")
-    folder = images_of(checkouts, "geneval", tmp_path / "cut", max_prompts=1)
-    assert {name.split("/")[0] for name in files_in(folder)} == {"00000"}
+    folder = images_of(checkouts, "geneval", tmp_path / "cut", max_prompts=2)
+    assert {name.split("/")[0] for name in files_in(folder)} == {"00000", "00001"}
+    (folder / "00001" / "samples" / "0002.png").unlink()
     kept = folder / "00000" / "samples" / "0000.png"
     before = kept.stat().st_mtime_ns
     images_of(checkouts, "geneval", tmp_path / "cut")
@@ -695,6 +766,29 @@ def test_a_layout_goes_on_where_it_was_and_refuses_other_settings(checkouts, tmp
             assert torch.allclose(pixels(folder / name), pixels(whole / name), atol=0.01)
     with pytest.raises(ValueError, match="other settings"):
         images_of(checkouts, "geneval", tmp_path / "cut", precision="bfloat16")
+
+
+def test_images_of_a_part_of_a_layout_s_prompts_are_those_of_the_whole(tmp_path, task):
+    file = tmp_path / "prompts" / "evaluation_metadata.jsonl"
+    file.parent.mkdir()
+    prompts = ["a red circle", "a blue square", "a white triangle", "a circle"]
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    settings = {"seeds": 1, "max_prompts": 2}
+    folder = images_of({"geneval": tmp_path}, "geneval", tmp_path / "out", **settings)
+    image = generate(task.pipeline, prompts[2:3], seeds=[noise_seed(2, 0)]).images[0]
+    written = pixels(folder / "00002" / "samples" / "0000.png")
+    assert torch.allclose(written, image, atol=0.01)
+
+
+def test_a_layout_s_images_of_another_adapter_are_not_gone_on_with(checkouts, tmp_path):
+    adapter = load_adapter(EMBEDDED_ADAPTER)
+    with torch.no_grad():
+        next(iter(adapter.branches.values())).up.mul_(2)
+    other = save_adapter(adapter, tmp_path / "other.safetensors")
+    settings = {"methods": ("hypernoise",), "seeds": 1, "max_prompts": 1}
+    images_of(checkouts, "geneval", tmp_path / "out", **settings)
+    with pytest.raises(ValueError, match="other settings"):
+        images_of(checkouts, "geneval", tmp_path / "out", **settings, adapter=(other,))
 
 
 def change_weights(model: Path) -> None:

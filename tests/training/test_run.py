@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from hypernoise.hypernoise_core.adapter import load_adapter
 from hypernoise.training import run
+from hypernoise.training.arguments import read_config
 from hypernoise.training.checkpoints import Checkpoints
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.pipelines import ASSETS
@@ -137,11 +138,12 @@ def test_a_run_leaves_adapter_metrics_pictures_and_a_report(uninterrupted):
     adapter = load_adapter(uninterrupted / "hypernoise.safetensors")
     assert adapter.metadata.training_steps == 8
     assert adapter.metadata.rewards == {"redness": 1.0, "tiny-preference": 0.1}
-    assert load_adapter(uninterrupted / "best.safetensors").metadata.training_steps in (4, 8)
     lines = read(uninterrupted)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 9))
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
     assert [line["step"] for line in evaluations] == [4, 8]
+    best = max(evaluations, key=lambda line: line["evaluation/total"])
+    assert load_adapter(uninterrupted / "best.safetensors").metadata.training_steps == best["step"]
     expected = {"evaluation/redness", "evaluation/total_gain_low", "watched/checker", "kl/total"}
     assert expected < set(evaluations[0])
     checkpoints = Checkpoints(uninterrupted / "checkpoints", 3).paths()
@@ -165,7 +167,18 @@ def test_other_settings_cannot_resume_a_run(uninterrupted, folder):
     assert result.returncode == 2 and "lr was 0.001 and is 0.5" in result.stderr
 
 
-def test_a_run_goes_on_with_the_same_weights_wherever_they_lie_and_with_no_others(folder, tmp_path):
+def test_a_run_that_goes_on_knows_its_evaluations_and_the_best(uninterrupted, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    shutil.copytree(uninterrupted, folder / "copy")
+    config = TrainingConfig(**read_config("config.toml") | {"save_dir": folder / "copy"})
+    resumed = run.start(config, resume=True)
+    totals = {row["step"]: row["evaluation/total"] for row in resumed.evaluations}
+    assert list(totals) == [4, 8] and resumed.best == max(totals.values())
+
+
+def test_a_run_goes_on_with_the_same_weights_wherever_they_lie_and_with_no_others(
+    folder, tmp_path, capsys
+):
     model = Path(shutil.copytree(ASSETS / "tiny-sprint", tmp_path / "model"))
     settings = SETTINGS | {"model": str(model), "steps": 1, "log_every": 0, "tracker": "none"}
     settings |= {"task": str(folder / "prompts.txt"), "cache_dir": folder / "cache"}
@@ -175,11 +188,23 @@ def test_a_run_goes_on_with_the_same_weights_wherever_they_lie_and_with_no_other
     for path in model.rglob("*.safetensors"):
         os.utime(path)  # as a copy from another disk
     run.start(more, resume=True).train()
+    told = capsys.readouterr().err
+    assert "the cosine schedule was planned for 1 updates and is now for 2" in told
     weights = model / "vae" / "diffusion_pytorch_model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ValueError, match="other settings: model_content was .* and is"):
         run.start(more, resume=True)
+
+
+def test_held_out_prompts_are_not_trained_on_and_a_quarter_of_few_at_most(tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:8]))
+    config = TrainingConfig(task=str(tmp_path / "prompts.txt"), eval_prompts=32)
+    prompts = run.choose_prompts(config)
+    assert prompts.held_out == [PROMPTS[0], PROMPTS[4]]
+    assert prompts.training == [*PROMPTS[1:4], *PROMPTS[5:8]]
+    few = run.choose_prompts(replace(config, eval_prompts=1))
+    assert (few.held_out, few.training) == (PROMPTS[:1], PROMPTS[1:8])
 
 
 @pytest.mark.slow

@@ -4,11 +4,19 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hypernoise.training.evaluation.figures import side_by_side, training_curves
+from hypernoise.training.evaluation import run_report
+from hypernoise.training.evaluation.figures import (
+    GainPoint,
+    curves,
+    side_by_side,
+    training_curves,
+    two_gains,
+)
 from hypernoise.training.evaluation.held_out import FOLDER, Evaluation, paired_gain
 from hypernoise.training.evaluation.run_report import write_run_report
 from hypernoise.training.tracking import MetricsLog
@@ -67,6 +75,8 @@ def test_a_run_s_page_holds_curves_table_pictures_and_warning_and_needs_no_netwo
     assert "<td>total</td>" in page
     assert "<td>clip (not trained on)</td>" in page
     assert "0.25" in page
+    total = result.gains["evaluation/total"]
+    assert f"<td>{total.low:+.4g} to {total.high:+.4g}</td>" in page
     assert pictures(page) == [
         "Gain over the base: total (trained on) and clip (not trained on)",
         "Gain over the base on held-out prompts, with 95% confidence",
@@ -134,6 +144,35 @@ def test_curves_and_grids_are_written_in_the_format_of_their_name(tmp_path):
         with Image.open(path) as picture:
             formats.append(picture.format)
     assert formats == ["PNG", "JPEG", "PNG"]
+
+
+def test_the_speed_is_that_of_all_updates_between_two_lines():
+    rows = [{"step": step, "images": 8, "seconds": seconds} for step, seconds in ((1, 1), (5, 3))]
+    assert run_report._speed(rows) == {5: 16.0}  # four updates of eight images in two seconds
+
+
+def test_a_curve_of_equal_values_has_a_level_smooth_line():
+    raw, smooth = curves({"loss": dict.fromkeys(range(5), 2.0)}).axes[0].lines
+    assert list(raw.get_ydata()) == pytest.approx(list(smooth.get_ydata())) == [2.0] * 5
+
+
+def test_two_gains_in_one_picture_have_their_base_at_the_same_height():
+    first = [GainPoint(1, 2.0, 1.0, 3.0), GainPoint(2, 4.0, 3.0, 5.0)]
+    second = [GainPoint(1, -0.1, -0.2, 0.0), GainPoint(2, 0.1, 0.0, 0.2)]
+    heights = []
+    for axis in two_gains(("total", first), ("clip", second)).axes:
+        low, high = axis.get_ylim()
+        heights.append(-low / (high - low))
+    assert 0 < heights[0] < 1 and heights[0] == pytest.approx(heights[1])
+
+
+@pytest.mark.parametrize(("right", "frame"), [(True, "green"), (False, "red")])
+def test_the_frame_says_whether_the_checker_agrees(right, frame, tmp_path):
+    side_by_side(tmp_path / "a.png", ["p"], {"base": torch.ones(1, 3, 8, 8)}, {"base": [right]})
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    red, green = pixels[..., 0], pixels[..., 1]
+    seen = {"red": (red > green + 90).any(), "green": (green > red + 90).any()}
+    assert [name for name, there in seen.items() if there] == [frame]
 
 
 def test_the_estimate_of_the_kl_has_its_curves(log, tmp_path):

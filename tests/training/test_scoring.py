@@ -426,6 +426,13 @@ def test_transparent_pixels_are_white_and_every_mode_is_read(tmp_path):
         assert read_image(tmp_path / f"b.{suffix}").shape == (3, 30, 20)
 
 
+def test_grey_images_of_16_bits_keep_their_shades(tmp_path):
+    shades = np.array([0, 257, 128 * 257, 65535], np.uint16)
+    Image.fromarray(shades.repeat(100).reshape(20, 20)).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert (image[:, ::5, 0] * 255).round().tolist() == 3 * [[0, 1, 128, 255]]
+
+
 NAMES = ["a.png", "b.png"]
 
 

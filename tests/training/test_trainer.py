@@ -9,9 +9,10 @@ from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
 from hypernoise.hypernoise_core.rewards import Ensemble, load_rewards
 from hypernoise.hypernoise_core.rewards.redness import Redness
+from hypernoise.training import trainer as trainer_module
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.loss import regulariser
-from hypernoise.training.optimization import learning_rate
+from hypernoise.training.optimization import learning_rate, make_optimizer
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.trainer import Trainer, clip_images
 
@@ -115,6 +116,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(parts):
 
 
 @pytest.mark.parametrize("train_type", ["noise", "finetune"])
+def test_a_run_starts_with_the_weights_of_its_seed(parts, train_type):
+    first, again, other = (
+        weights(make_trainer(parts, seed=seed, train_type=train_type).adapter) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("train_type", ["noise", "finetune"])
 def test_training_raises_the_reward_on_noises_it_has_not_seen(parts, train_type):
     pipeline, _, features = parts
     reward = load_rewards({"redness": 10.0})
@@ -213,6 +223,20 @@ def test_a_run_that_gets_no_gradient_any_more_ends(parts):
     assert trainer.step < 100
 
 
+def test_skipped_updates_end_a_run_only_where_they_follow_each_other(parts, monkeypatch):
+    monkeypatch.setattr(trainer_module, "MAX_SKIPPED", 2)
+    pipeline, _, features = parts
+
+    def trainer(bad_calls) -> Trainer:
+        rewards = Ensemble({"redness": (Troubled(bad_calls), 1.0)})
+        return make_trainer((pipeline, rewards, features), steps=5, batch_size=1)
+
+    (now_and_then := trainer({1, 3, 5})).run()
+    assert now_and_then.step == 5 and now_and_then.skipped == 6  # each batch and its update
+    with pytest.raises(ValueError, match="2 updates in a row.*up to update 4"):
+        trainer({1, 3, 4}).run()
+
+
 @pytest.mark.parametrize(
     ("optim", "steps", "ema_decay"), [("sgd", 6, 0.0), ("adamw", 6, 0.9), ("lbfgs", 2, 0.0)]
 )
@@ -282,6 +306,40 @@ def test_the_time_limit_ends_a_run(parts):
     assert 1 <= trainer.step < 1000
 
 
+def test_a_time_limit_beside_the_number_of_updates_ends_no_run_later(parts):
+    trainer = make_trainer(parts, steps=2, max_seconds=1000, lr=1.0, schedule="linear")
+    metrics = list(islice(trainer.updates(), 3))
+    assert [m["lr"] for m in metrics] == [1.0, 0.5]
+
+
+def test_the_time_of_a_resumed_run_counts_from_its_first_start(parts):
+    first = make_trainer(parts, steps=2)
+    next(first.updates())
+    state = first.state_dict() | {"seconds": 100.0}
+
+    def resumed(**settings) -> list[dict]:
+        trainer = make_trainer(parts, **settings)
+        trainer.load_state_dict(state)
+        return list(islice(trainer.updates(), 1))
+
+    assert [100 < metrics["seconds"] < 200 for metrics in resumed(steps=2)] == [True]
+    assert resumed(steps=5, max_seconds=100) == []
+
+
+def test_a_run_warms_up_from_its_first_update_on(parts):
+    metrics = list(make_trainer(parts, lr=0.5, warmup_steps=2, batch_size=1).updates())
+    assert [m["lr"] for m in metrics] == [0.0, 0.25, 0.5]
+
+
+def test_an_update_s_gradient_is_clipped_to_its_limit(parts):
+    trainer = make_trainer(parts, optim="sgd", lr=2.0, grad_clip=1e-3)
+    before = weights(trainer.adapter)
+    metrics = next(trainer.updates())
+    assert metrics["grad_norm"] > 1e-3  # as it was before
+    moved = (weights(trainer.adapter) - before).norm().item()
+    assert moved == pytest.approx(2.0 * 1e-3, rel=1e-3)
+
+
 def test_a_run_can_be_told_to_stop(parts):
     trainer = make_trainer(parts, steps=1000)
     for _ in trainer.updates():
@@ -301,6 +359,21 @@ def test_the_adapter_says_what_it_was_trained_on(parts, tmp_path):
 def test_a_last_layer_that_is_none_is_named(parts):
     with pytest.raises(ValueError, match="conv_out.*proj_out"):
         make_trainer(parts, last_layer_name="conv_out")
+
+
+@pytest.mark.parametrize(("optim", "decay"), [("adam", 1.0), ("adamw", 1 - 0.1 * 0.2)])
+def test_adam_s_steps_are_those_of_its_settings(optim, decay):
+    """Two steps by hand; adamw alone has weight decay."""
+    config = TrainingConfig(optim=optim, lr=0.1, adam_beta2=0.5, weight_decay=0.2)
+    weight = torch.nn.Parameter(torch.tensor(1.0))
+    optimizer = make_optimizer([weight], config)
+    for gradient in (1.0, 3.0):
+        weight.grad = torch.tensor(gradient)
+        optimizer.step()
+    mean = (0.9 * 0.1 * 1 + 0.1 * 3) / (1 - 0.9**2)
+    mean_square = (0.5 * 0.5 * 1 + 0.5 * 9) / (1 - 0.5**2)
+    expected = (1.0 * decay - 0.1) * decay - 0.1 * mean / mean_square**0.5
+    assert weight.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_learning_rates_follow_their_schedules():
