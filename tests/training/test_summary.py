@@ -175,6 +175,7 @@ def test_the_time_to_ask_for_other_wordings_counts(folder):
     """The file is what an earlier part of the run left."""
     changes = {"methods": ("base", "prompt_optimisation"), "seeds": 1, "max_prompts": 1}
     (out := folder / "asking").mkdir()
+    (out / "cells").mkdir()
     (out / "wordings.json").write_text(
         '{"command": null, "seconds_per_prompt": 1000.0, "wordings": {"a red circle": '
         '["a red circle", "a photo of a red circle"]}}'
