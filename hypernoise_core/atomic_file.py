@@ -67,7 +67,7 @@ def write_target(path: Path) -> Path:
     """
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     else:
         if not stat.S_ISREG(mode):

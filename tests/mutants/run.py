@@ -40,7 +40,7 @@ class Outcome:
 
     noticed: bool
     by: str
-    """The test that failed; why it does not count, where the tests did not run."""
+    """The tests that failed; why it does not count, where the tests did not run."""
 
 
 PASSED_ALL = Outcome(False, "")
@@ -61,7 +61,7 @@ class Worker:
             shutil.copy2(REPOSITORY / name, self.root / name)
         # The pytest of this Python, not `-m pytest`, which would put our nodes/ on sys.path.
         self.pytest = [str(Path(sys.executable).with_name("pytest"))]
-        self.pytest += ["-x", "-q", "-p", "no:cacheprovider"]
+        self.pytest += ["-q", "-p", "no:cacheprovider"]
         self.environment = {
             **{name: value for name, value in os.environ.items() if name != REFERENCE},
             "PYTHONPATH": str(folder),
@@ -73,36 +73,43 @@ class Worker:
     def try_change(self, change: Change) -> Outcome:
         """What its tests make of it."""
         with self._changed(change):
-            return self.run(change.tests)
+            return self.run(change.tests, ["-x"], TIMEOUT)
 
-    def run(self, tests: Iterable[str]) -> Outcome:
-        """The outcome of these tests, up to the first that fails."""
-        outside, inside = [], []
+    def run(
+        self, tests: Iterable[str], options: Sequence[str] = (), timeout: float | None = None
+    ) -> Outcome:
+        """The outcome of these tests, with these options of pytest."""
+        processes: dict[str, list[str]] = {}  # by the folder whose tests import ComfyUI, or none
         for test in tests:
-            (inside if _INSIDE in test else outside).append(test)
-        outcome = self._pytest(outside, {}) if outside else PASSED_ALL
-        if outcome == PASSED_ALL and inside:
-            return self._pytest(inside, {INSIDE: str(comfyui_path())})
-        return outcome
+            folder, inside, _ = test.partition(_INSIDE)
+            processes.setdefault(folder if inside else "", []).append(test)
+        for folder, chosen in sorted(processes.items()):
+            variables = {INSIDE: str(comfyui_path())} if folder else {}
+            outcome = self._pytest([*options, *chosen], variables, timeout)
+            if outcome != PASSED_ALL:
+                return outcome
+        return PASSED_ALL
 
-    def _pytest(self, tests: Sequence[str], variables: dict[str, str]) -> Outcome:
+    def _pytest(
+        self, arguments: Sequence[str], variables: dict[str, str], timeout: float | None
+    ) -> Outcome:
         try:
             result = subprocess.run(
-                [*self.pytest, *tests],
+                [*self.pytest, *arguments],
                 cwd=self.root,
                 env=self.environment | variables,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                timeout=TIMEOUT,
+                timeout=timeout,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return Outcome(True, f"no end after {TIMEOUT:.0f} s")
-        found = _FAILURE.search(result.stdout)
+            return Outcome(True, f"no end after {timeout:.0f} s")
+        found = _FAILURE.findall(result.stdout)
         if result.returncode == FAILED and found:
-            return Outcome(True, found[1])
+            return Outcome(True, ", ".join(found))
         if result.returncode == PASSED:
             return PASSED_ALL
         return Outcome(False, f"pytest ended with {result.returncode}: {result.stdout[-600:]}")
