@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ LARGEST_NUMBER = 1 << 23
 million. The libraries make lists of such lengths."""
 PARTS_PER_TENSOR = 10
 """Modules for each tensor in the files; the libraries' networks have 3 at most."""
+MODULES_WITHOUT_WEIGHTS = 100_000
+"""In a folder of configurations alone, of which a network is built for its shapes; the largest of
+the libraries' networks have some thousands."""
 LIBRARIES = ("diffusers", "transformers")
 _KINDS = {
     "diffusers": ("ModelMixin", "SchedulerMixin"),
@@ -226,7 +230,8 @@ def _too_large(value: object) -> int | None:
 @contextmanager
 def building_from(folder: Path) -> Iterator[None]:
     """While a library builds networks for the weights in a folder and those below: of no more
-    modules, and no larger ones, than these weights are for.
+    modules, and no larger ones, than these weights are for. Where there are none, of no more
+    modules than any network has.
 
     A configuration of some bytes can ask for ten million layers, which take all memory before one
     of them is compared with a weight.
@@ -243,6 +248,8 @@ def building_from(folder: Path) -> Iterator[None]:
     most_modules = 1000 + PARTS_PER_TENSOR * tensors
     # At least a byte each; some versions of the libraries register a parameter several times.
     most_elements = LARGEST_NUMBER + 4 * sum(path.stat().st_size for path in files)
+    if not files:
+        most_modules, most_elements = MODULES_WITHOUT_WEIGHTS, math.inf
     thread = threading.get_ident()
     modules = elements = 0
 
@@ -261,8 +268,9 @@ def building_from(folder: Path) -> Iterator[None]:
     def refuse(too_large: bool) -> None:
         if too_large:
             raise LibraryFolderError(
-                f"the configuration in {folder} asks for a larger network than the {tensors} "
-                f"tensors beside it are for; get the model from its authors"
+                f"the configuration in {folder} asks for a larger network than "
+                + (f"the {tensors} tensors beside it are for" if files else "there is")
+                + "; get the model from its authors"
             )
 
     hooks = (

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..hypernoise_core.families import FAMILIES, family_of_pipeline
-from ..hypernoise_core.library_folder import read_json
+from ..hypernoise_core.library_folder import building_from, check_pipeline, read_json
 from ..hypernoise_core.strict_json import parse_object
 from ..hypernoise_core.text_file import read_text
 from .config import TrainingConfig
@@ -79,9 +79,12 @@ def build_on_meta(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         ValueError: no published model has that name, or no family has such a pipeline.
         FileNotFoundError: a part of the pipeline is missing in the folder.
+        LibraryFolderError: the folder's configurations lead elsewhere, or ask for a network that is
+            larger than its weights.
     """
     if Path(name).is_dir():
-        return _assemble(_read_folder(Path(name)), dtype)
+        with building_from(Path(name)):
+            return _assemble(_read_folder(Path(name)), dtype)
     if name not in PUBLISHED:
         raise ValueError(f"no published model {name!r}; there are {', '.join(PUBLISHED)}")
     return _assemble(read_json(_ARCHITECTURES / f"{name}.json"), dtype)
@@ -110,6 +113,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         return parse_object(read_text(folder / path))
 
     architecture = {_CLASS: read("model_index.json")[_CLASS]}
+    check_pipeline(folder, _parts(architecture[_CLASS]))
     for name in _parts(architecture[_CLASS]):
         architecture[name] = read(
             "scheduler/scheduler_config.json" if name == "scheduler" else f"{name}/config.json"

@@ -1,6 +1,7 @@
 """Full-size models without weights, and the memory that a run needs."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from hypernoise.hypernoise_core.adapter import save_adapter
 from hypernoise.hypernoise_core.families import FAMILIES, get_family
 from hypernoise.hypernoise_core.generate import encode_prompts
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
+from hypernoise.hypernoise_core.library_folder import LibraryFolderError
 from hypernoise.hypernoise_core.rewards import REWARDS, Ensemble, load_rewards
 from hypernoise.hypernoise_core.rewards.images import Preprocess
 from hypernoise.hypernoise_core.rewards.redness import Redness
@@ -103,6 +105,26 @@ def test_a_folder_without_a_part_is_refused_with_its_path(tmp_path):
     folder = shutil.copytree(EMBEDDED["tiny-sprint"], tmp_path / "model")
     (folder / "vae" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="vae"):
+        build_on_meta(folder)
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_the_shapes_of_a_folder_are_no_larger_than_a_network_is(tmp_path, with_weights):
+    weights = None if with_weights else shutil.ignore_patterns("*.safetensors")
+    folder = shutil.copytree(EMBEDDED["tiny-sprint"], tmp_path / "model", ignore=weights)
+    build_on_meta(folder)
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": 100_000}))
+    with pytest.raises(LibraryFolderError, match="model asks for a larger network than"):
+        build_on_meta(folder)
+
+
+def test_the_shapes_of_a_folder_are_of_networks_alone(tmp_path):
+    folder = shutil.copytree(EMBEDDED["tiny-sprint"], tmp_path / "model")
+    index = folder / "model_index.json"
+    parts = json.loads(index.read_text())
+    index.write_text(json.dumps(parts | {"transformer": ["diffusers", "SanaSprintPipeline"]}))
+    with pytest.raises(LibraryFolderError, match="SanaSprintPipeline as transformer, which is no"):
         build_on_meta(folder)
 
 
