@@ -125,3 +125,20 @@ def test_halves_are_removed_also_where_a_link_leads(tmp_path):
         remove_halves(run)
     assert [path.name for path in run.iterdir()] == ["linked"]
     assert [path.name for path in elsewhere.iterdir()] == ["other"]
+
+
+def test_halves_that_another_process_may_be_writing_stay(tmp_path):
+    with atomic_writer(tmp_path / "other") as file:
+        file.write(b"whole")
+        remove_halves(tmp_path, older_than=60)
+    assert (tmp_path / "other").read_bytes() == b"whole"
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, monkeypatch):
+    """Else a machine that loses its power may have neither."""
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, n=name, f=real: (calls.append(n), f(*a))[1])
+    write_atomically(tmp_path / "a", b"new")
+    assert calls == ["fsync", "replace"]

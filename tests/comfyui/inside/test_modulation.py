@@ -536,19 +536,25 @@ def test_a_layer_that_is_never_called_is_reported(comfy, apply, loaded, fresh, m
 
 
 def test_threads_that_sample_one_model_get_the_images_of_one_thread(comfy, apply, stand_in):
+    from comfy import sample as sampling
+
     run = stand_in("sd_turbo")
-    model, latent = apply(run.model, run.hypernoise), {"samples": torch.zeros_like(run.noise)}
+    model, latent = apply(run.model, run.hypernoise), torch.zeros_like(run.noise)
     layers = [module for module in run.model.model.diffusion_model.modules() if not module._modules]
     for layer in layers:  # between any two of them another thread may run
         layer.register_forward_pre_hook(lambda *_: time.sleep(0.0005), prepend=True)
 
-    def sample(seed):
-        with torch.inference_mode():
-            return comfy.sample(model, run.positive, latent, seed=seed)
+    noises = torch.randn(3, *run.noise.shape)  # KSampler's own come from one global generator
 
-    expected = [sample(seed) for seed in (1, 2, 3)]
+    def sample(noise):
+        with torch.inference_mode():
+            return sampling.sample(
+                model, noise, 1, 1.0, "euler", "simple", run.positive, run.positive, latent
+            )
+
+    expected = [sample(noise) for noise in noises]
     run.hypernoise.cache._entries.clear()
     with ThreadPoolExecutor(3) as pool:
-        got = list(pool.map(sample, (1, 2, 3)))
+        got = list(pool.map(sample, noises))
     assert all(map(torch.equal, got, expected))
     assert hook_count(run.model.model.diffusion_model) == len(layers)
