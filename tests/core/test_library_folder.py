@@ -108,6 +108,16 @@ def test_an_entry_that_leads_elsewhere_is_named(generator, file, entries, key):
         load_pipeline(str(generator))
 
 
+@pytest.mark.parametrize(
+    "part", ["../a.safetensors", "/a.safetensors", "a\\b.safetensors", "a.bin"]
+)
+def test_an_index_names_safetensors_beside_it_alone(generator, part):
+    index = {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": part}}
+    (generator / "vae" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(LibraryFolderError, match=r"index.json names .* as a part; parts are .saf"):
+        load_pipeline(str(generator))
+
+
 def test_entries_of_published_folders_are_read(generator):
     change(
         generator / "text_encoder" / "config.json",

@@ -372,6 +372,14 @@ def capital_pickle(path: Path) -> None:
         archive.writestr("archive/DATA.PKL", content)
 
 
+def bytes_before_the_first_part(path: Path) -> None:
+    """With a directory that knows of them."""
+    with path.open("wb") as file:
+        file.write(b"PK\3\4" + bytes(96))
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+
+
 def in_a_tar(path: Path) -> None:
     """torch opens those of before 0.1.10; the name looks like the pickles of one of later."""
     with tarfile.open(path, "w") as archive:
@@ -425,6 +433,7 @@ PICKLED: dict[str, tuple[Callable[[Path], object], str]] = {
         "does not end as",
     ),
     "bytes before the archive": (changed_bin(lambda b: b[:4] + b"x" * 99 + b), "does not end as"),
+    "bytes that the directory knows of": (bytes_before_the_first_part, "before its first part"),
     "another number of parts": (
         changed_bin(lambda b: b[:-14] + b"\1\0\1\0" + b[-10:]),
         "does not end as",
