@@ -130,7 +130,7 @@ def test_sana_encodes_with_the_stock_pipelines_instruction_unless_told(tiny_sana
     assert not seen["clean_caption"]
     torch.testing.assert_close(c["guidance"], torch.full((2,), 0.45))
     assert c["prompt_embeds"].shape == (2, 3, 12)  # padding behind the longest prompt is cut
-    tiny_sana.family.encode(
+    told = tiny_sana.family.encode(
         tiny_sana.pipeline,
         ["a", "b " * 90],
         complex_human_instruction=None,
@@ -141,6 +141,7 @@ def test_sana_encodes_with_the_stock_pipelines_instruction_unless_told(tiny_sana
     assert seen["clean_caption"]
     assert seen["complex_human_instruction"] is None
     assert seen["length"] == 77
+    torch.testing.assert_close(told["guidance"], torch.full((2,), 0.9))
 
 
 def test_sana_never_cuts_a_prompt_that_the_stock_pipeline_reads_whole(tiny_sana, monkeypatch):

@@ -371,3 +371,15 @@ def test_a_watched_measure_that_has_fallen_from_its_best_is_a_warning():
     text = hacking_warning(history((0.5, 0.6), (1.0, 0.3)), watched="checker")
     assert "fallen from +0.6" in text
     assert "stop at step 0" in text
+
+
+def test_the_images_that_are_shown_have_the_nearest_shades(held_out, adapter):
+    shown = held_out.measure(adapter).rows["base"]
+    images = generate(
+        held_out.pipeline,
+        held_out.prompts[: len(shown)],
+        seeds=list(held_out.seeds)[: len(shown)],
+        height=64,
+        width=64,
+    ).images
+    assert (shown - images).abs().max() < 0.51 / 255

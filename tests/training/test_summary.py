@@ -1,5 +1,6 @@
 """The numbers of an evaluation's report, from images whose scores are known: worked out by hand."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.training.evaluation import tables
 from hypernoise.training.evaluation.adapters import Adapters
 from hypernoise.training.evaluation.cells import COPIES, Cell, CellResult, as_bytes, write_cell
-from hypernoise.training.evaluation.metrics import SMALL
+from hypernoise.training.evaluation.metrics import SMALL, mean
 from hypernoise.training.evaluation.questions import PROMPTS, ask, choose_prompts
 from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.evaluation.suite import Suite
@@ -104,6 +105,18 @@ def test_a_gain_is_the_mean_over_prompts_noises_and_runs(report):
     assert ours["rewards"]["redness"]["gain"] == pytest.approx(2 / 6)
     assert [run["reward_mean"] for run in ours["runs"]] == pytest.approx([16 / 6, 16 / 6])
     assert (ours["images"], ours["prompts"]) == (12, 3)
+
+
+def test_passes_add_up_and_plain_noise_has_no_kl(report):
+    ours, base = (report["steps"]["1"][name] for name in ("hypernoise", "base"))
+    assert ours["network_evaluations"] == 3 == ours["forward_passes"] + ours["backward_passes"]
+    assert base["kl"] == 0 < ours["kl"]
+
+
+def test_of_a_single_prompt_the_interval_is_unknown():
+    one, two = mean([1, 2], ["a", "a"]), mean([1, 2], ["a", "b"])
+    assert one.value == two.value == 1.5
+    assert math.isnan(one.low) and math.isnan(one.high) and two.low < two.high
 
 
 def test_wins_are_those_of_the_method_over_base_and_ties_count_half(report):

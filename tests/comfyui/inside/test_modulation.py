@@ -558,3 +558,22 @@ def test_threads_that_sample_one_model_get_the_images_of_one_thread(comfy, apply
         got = list(pool.map(sample, noises))
     assert all(map(torch.equal, got, expected))
     assert hook_count(run.model.model.diffusion_model) == len(layers)
+
+
+def test_an_interrupt_in_one_pass_is_heard_before_the_next(comfy, apply, loaded, fresh):
+    from comfy import model_management as management
+
+    model, passes = apply(apply(loaded.model, fresh), loaded.other), []
+
+    def press(*_):
+        passes.append(1)
+        management.interrupt_current_processing()
+
+    handle = loaded.network.register_forward_hook(press)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            comfy.sample(model, loaded.prompt, loaded.latent, seed=77)
+    finally:
+        handle.remove()
+        management.interrupt_current_processing(False)
+    assert len(passes) == 1
