@@ -417,6 +417,23 @@ def test_a_table_of_other_rewards_is_left_alone(images, prompts, tmp_path):
     assert table.read_bytes() == before
 
 
+def test_two_prompts_of_one_image_are_named(tmp_path):
+    (file := tmp_path / "p.csv").write_text("image,prompt\na.png,red\n./a.png,blue\na.png,red\n")
+    with pytest.raises(ValueError, match=r"p.csv, line 3: './a.png' has another prompt in line 2"):
+        read_prompts(file, tmp_path, ["a.png"])
+
+
+def test_an_image_stands_as_the_camera_was_held(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it a quarter clockwise to look at it
+    image = Image.new("RGB", (40, 20), "black")
+    image.paste("white", (0, 0, 20, 20))
+    image.save(tmp_path / "a.png", exif=exif)
+    seen = read_image(tmp_path / "a.png")
+    assert seen.shape == (3, 40, 20)
+    assert (seen[:, :20] == 1).all() and (seen[:, 20:] == 0).all()
+
+
 def test_transparent_pixels_are_white_and_every_mode_is_read(tmp_path):
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "a.png")
     assert torch.equal(read_image(tmp_path / "a.png"), torch.ones(3, 20, 20))

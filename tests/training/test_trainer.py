@@ -256,6 +256,17 @@ def test_a_resumed_run_ends_with_the_same_bits(parts, optim, steps, ema_decay, t
     assert torch.equal(weights(uninterrupted.adapter), weights(second.adapter))
 
 
+def test_what_draws_without_a_generator_goes_on_where_it_was(parts):
+    """Such as dropout in a network that was not made for it."""
+    first = make_trainer(parts, steps=2)
+    torch.manual_seed(5)
+    state, drawn = first.state_dict(), torch.rand(3)
+    second = make_trainer(parts, steps=2)
+    torch.manual_seed(6)
+    second.load_state_dict(state)
+    assert torch.equal(torch.rand(3), drawn)
+
+
 def test_the_average_follows_the_weights_behind(parts):
     trainer = make_trainer(parts, ema_decay=0.5, steps=2)
     seen = []
