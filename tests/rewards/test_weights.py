@@ -21,7 +21,9 @@ from hypernoise.hypernoise_core.tensor_file import TensorFileError
 from hypernoise.tests.rewards import stand_ins
 
 CONFIG, WEIGHTS = ClipScore.files
-IMAGES, PROMPTS = torch.rand(2, 3, 40, 40), ["a red circle", "two squares"]
+# Of a seed of their own: modules that are collected before may draw as well.
+IMAGES = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["a red circle", "two squares"]
 
 
 @pytest.fixture
