@@ -117,7 +117,7 @@ class SamplingRun:
         replaced = self.model.model_sampling
         loaded = self.guider.model_patcher.object_patches_backup.get("model_sampling", replaced)
         highest = torch.full_like(self.noise[:1, 0, 0, 0], float(loaded.sigma_max))
-        self.model.model_sampling = _PureNoise(float(loaded.timestep(highest)))
+        self.model.model_sampling = _PureNoise(float(loaded.timestep(highest)), replaced)
         try:
             yield
         finally:
@@ -127,9 +127,14 @@ class SamplingRun:
 class _PureNoise(torch.nn.Module):
     """The part of ComfyUI's model_sampling objects that BaseModel calls in a pass."""
 
-    def __init__(self, timestep: float) -> None:
+    def __init__(self, timestep: float, replaced: torch.nn.Module) -> None:
         super().__init__()
         self._timestep = timestep
+        self._replaced = (replaced,)  # not as a part of this module
+
+    def __getattr__(self, name: str) -> Any:
+        """What the replaced object says, to another thread that plans its sigmas meanwhile."""
+        return getattr(self._replaced[0], name)
 
     def calculate_input(self, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """What the network gets: the noise, (B, C, H, W), as hypernetworks are trained on it."""
