@@ -35,7 +35,7 @@ trust: $(COMFYUI_INSTALLED)  ## hostile files, broken inputs and crashes: some t
 trust-long: $(COMFYUI_INSTALLED)  ## the same, as often as docs/reliability.md says
 	HYPERNOISE_TRUST=long $(PYTEST) tests/trust $(ARGS)
 
-mutants: $(COMFYUI_INSTALLED)  ## some 200 changes to the source, one at a time: do the tests notice?
+mutants: $(COMFYUI_INSTALLED)  ## changes to the source, one at a time: do the tests notice?
 	$(VENV)/bin/python -m hypernoise.tests.mutants.run $(ARGS)
 
 gpu: $(COMFYUI_INSTALLED)  ## what only a CUDA GPU can show; the other tests never use one

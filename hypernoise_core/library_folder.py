@@ -171,7 +171,7 @@ def _check_config(path: Path, content: Mapping[str, Any], taker: Any, within: st
             )
         if _is_inert(value) or (drops_texts and isinstance(value, str) and key != "auto_map"):
             continue
-        elif key not in _ABOUT and (key not in known or not _are_words(value)):
+        if key not in _ABOUT and (key not in known or not _are_words(value)):
             raise LibraryFolderError(
                 f"{path} asks for code, files or settings of its own with {shown:.100}, which is "
                 f"not followed; take that out, or get the model from its authors"
