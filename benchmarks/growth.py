@@ -36,8 +36,8 @@ from hypernoise.training.arguments import read_config
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.inference import EMBEDDED_ADAPTER
 from hypernoise.training.memory import save_memory
+from hypernoise.training.parts import prepare
 from hypernoise.training.published_models import build_on_meta
-from hypernoise.training.run import prepare
 from hypernoise.training.trainer import Trainer
 
 Rows = dict[str, dict[str, float]]

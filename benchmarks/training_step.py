@@ -32,9 +32,9 @@ from hypernoise.training.arguments import read_config
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.estimate import measure_step, shapes_as_on_gpus
 from hypernoise.training.memory import LiveBytes, save_memory
+from hypernoise.training.parts import prepare
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.published_models import PUBLISHED, build_on_meta, image_size
-from hypernoise.training.run import prepare
 from hypernoise.training.trainer import Trainer
 
 CUT = 7  # of the depth, on the CPU

@@ -8,9 +8,9 @@ from ..hypernoise_core.hypernetwork import NoiseHypernetwork
 from .arguments import read_config
 from .config import TrainingConfig
 from .evaluation import figures, methods, report
+from .parts import Parts, prepare
 from .progress import progress_bar
 from .prompts import tiny_world_captions
-from .run import Parts, prepare
 from .tiny_world.captions import CATEGORIES, Caption
 from .tiny_world.checker import is_correct, score_images
 from .trainer import Metrics

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .prompt_files import READERS, read_data_set, read_file, read_folder
 from .tiny_world.captions import Caption, captions_by_category
@@ -48,6 +49,12 @@ def load_prompts(
     if not prompts:
         raise ValueError(f"{task} holds no prompt: training needs at least one")
     return prompts
+
+
+def spread(items: Sequence[Any], count: int | None) -> list[Any]:
+    """So many of the items at equal distances; all where that is None."""
+    count = len(items) if count is None else min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _read(task: str, column: str | None) -> list[str]:

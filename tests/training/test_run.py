@@ -19,6 +19,7 @@ from hypernoise.training import run
 from hypernoise.training.arguments import read_config
 from hypernoise.training.checkpoints import Checkpoints
 from hypernoise.training.config import TrainingConfig
+from hypernoise.training.parts import choose_prompts
 from hypernoise.training.pipelines import ASSETS
 from hypernoise.training.tracking import read
 
@@ -200,10 +201,10 @@ def test_a_run_goes_on_with_the_same_weights_wherever_they_lie_and_with_no_other
 def test_held_out_prompts_are_not_trained_on_and_a_quarter_of_few_at_most(tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:8]))
     config = TrainingConfig(task=str(tmp_path / "prompts.txt"), eval_prompts=32)
-    prompts = run.choose_prompts(config)
+    prompts = choose_prompts(config)
     assert prompts.held_out == [PROMPTS[0], PROMPTS[4]]
     assert prompts.training == [*PROMPTS[1:4], *PROMPTS[5:8]]
-    few = run.choose_prompts(replace(config, eval_prompts=1))
+    few = choose_prompts(replace(config, eval_prompts=1))
     assert (few.held_out, few.training) == (PROMPTS[:1], PROMPTS[1:8])
 
 

@@ -16,8 +16,8 @@ from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.evaluation.suite import Suite
 from hypernoise.training.evaluation.summary import summarise
 from hypernoise.training.inference import EMBEDDED_ADAPTER
+from hypernoise.training.parts import prepare
 from hypernoise.training.processes import join
-from hypernoise.training.run import prepare
 
 CAPTIONS = ["a red circle", "a blue square", "two circles"]  # colours twice, and counting
 TOTALS = {  # of each prompt, by method, run and seed

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..parts import prepare
 from ..processes import join
-from ..run import prepare
 from .adapters import Adapters
 from .questions import PROMPTS, ask
 from .settings import EvaluationConfig

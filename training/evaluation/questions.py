@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -15,7 +14,7 @@ from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.strict_json import parse_object
 from ...hypernoise_core.text_file import read_text
 from ..pipelines import EMBEDDED
-from ..prompts import load_prompts, tiny_world_captions
+from ..prompts import load_prompts, spread, tiny_world_captions
 from ..tiny_world.captions import Caption, parse_caption
 from ..writable import check_others
 from .cells import FOLDER as CELLS
@@ -89,12 +88,6 @@ def choose_prompts(config: EvaluationConfig) -> list[str]:
             column=config.prompt_column,
         )
     return spread(prompts, config.max_prompts)
-
-
-def spread(items: Sequence[Any], count: int | None) -> list[Any]:
-    """So many of the items at equal distances; all where that is None."""
-    count = len(items) if count is None else min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _wordings(

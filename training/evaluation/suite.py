@@ -20,8 +20,9 @@ from ...hypernoise_core.file_identity import sha256_of
 from ...hypernoise_core.hypernetwork import NoiseHypernetwork, sample_noise
 from ...hypernoise_core.strict_json import parse_object
 from ...hypernoise_core.text_file import read_text
+from ..parts import Parts
 from ..progress import progress_bar
-from ..run import Parts
+from ..prompts import spread
 from ..tiny_world.checker import is_correct
 from .adapters import ABLATION, Adapters
 from .catalogue import BASE, METHODS, OURS, Ingredients
@@ -41,7 +42,7 @@ from .cells import (
 from .methods import MethodResult, Task, base, measure, reno
 from .metrics import image_encoder, image_features, small_copies
 from .perceptual import load_lpips, views, weights_file
-from .questions import Questions, spread
+from .questions import Questions
 from .settings import EvaluationConfig
 
 SHOWN_PROMPTS = 8
