@@ -21,8 +21,7 @@ from hypernoise.hypernoise_core.reno import RenoConfig
 from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.training.evaluation.figures import as_png
 from hypernoise.training.evaluation.methods import Task, search
-from hypernoise.training.inference import EMBEDDED_ADAPTER
-from hypernoise.training.pipelines import load_pipeline
+from hypernoise.training.pipelines import EMBEDDED_ADAPTER, load_pipeline
 from hypernoise.training.prompts import tiny_world_captions
 from hypernoise.training.tiny_world.checker import is_correct
 

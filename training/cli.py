@@ -207,7 +207,8 @@ def generate(
         batch_size: Images generated at a time.
         out: Folder for the images; files of the same name are replaced.
     """
-    from .inference import read_prompts, write_comparison
+    from .inference import write_comparison
+    from .prompt_files import read_prompts
 
     check_folder(out, "--out")
     grid = write_comparison(
@@ -271,8 +272,8 @@ def reno(
     from ..hypernoise_core.hypernetwork import check_seeds
     from ..hypernoise_core.reno import RenoConfig
     from ..hypernoise_core.rewards import load_rewards, parse_weights
-    from .inference import read_prompts
     from .pipelines import default_rewards, load_pipeline
+    from .prompt_files import read_prompts
     from .search import write_search
 
     check_folder(out, "--out")

@@ -10,24 +10,7 @@ from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.generate import encode_prompts, generate
 from ..hypernoise_core.hypernetwork import check_seeds
 from .evaluation.figures import side_by_side
-from .pipelines import ASSETS, EMBEDDED, load_pipeline
-from .prompt_files import read_file
-
-EMBEDDED_ADAPTER = ASSETS / "tiny-hypernoise.safetensors"
-
-
-def read_prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
-    """The given prompts and those of a file, as `prompt_files.read_file` gives them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there is no prompt, or the file cannot be read.
-    """
-    typed = [prompt.strip() for prompt in prompts]
-    found = [*typed, *(read_file(file) if file else [])]
-    if not found:
-        raise ValueError("no prompt: give --prompts 'a red circle' or --prompts-file FILE")
-    return found
+from .pipelines import EMBEDDED, EMBEDDED_ADAPTER, load_pipeline
 
 
 def write_comparison(

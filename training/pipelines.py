@@ -16,6 +16,8 @@ from .published_models import PUBLISHED
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 EMBEDDED = {"tiny-sprint": ASSETS / "tiny-sprint"}
 """Folders of the models of this repository, which live in the tiny world, by name."""
+EMBEDDED_ADAPTER = ASSETS / "tiny-hypernoise.safetensors"
+"""The noise hypernetwork of tiny-sprint."""
 TEXT_PARTS = ("text_encoder", "tokenizer")
 """What the names of a pipeline's parts start with that turn prompts into conditioning."""
 

@@ -65,6 +65,20 @@ def read_file(path: Path, column: str | None = None) -> list[str]:
     return _prompts(read_entries(path, column))
 
 
+def read_prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
+    """The given prompts and those of a file, as `read_file` gives them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no prompt, or the file cannot be read.
+    """
+    typed = [prompt.strip() for prompt in prompts]
+    found = [*typed, *(read_file(file) if file else [])]
+    if not found:
+        raise ValueError("no prompt: give --prompts 'a red circle' or --prompts-file FILE")
+    return found
+
+
 def read_entries(path: Path, column: str | None = None) -> list[Entry]:
     """What `read_file` gives, with the place of each prompt and the image that it belongs to; those
     on which nothing can be seen too, as empty ones.

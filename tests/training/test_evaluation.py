@@ -44,8 +44,7 @@ from hypernoise.training.evaluation.layouts import write_layout
 from hypernoise.training.evaluation.questions import ask
 from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.evaluation.suite import noise_seed
-from hypernoise.training.inference import EMBEDDED_ADAPTER
-from hypernoise.training.pipelines import ASSETS, load_pipeline
+from hypernoise.training.pipelines import ASSETS, EMBEDDED_ADAPTER, load_pipeline
 from hypernoise.training.processes import join
 
 PROMPTS = ["a red circle", "two blue squares", "a white triangle above a green square"]

@@ -15,8 +15,8 @@ from hypernoise.training.evaluation.questions import PROMPTS, ask, choose_prompt
 from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.evaluation.suite import Suite
 from hypernoise.training.evaluation.summary import summarise
-from hypernoise.training.inference import EMBEDDED_ADAPTER
 from hypernoise.training.parts import prepare
+from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 from hypernoise.training.processes import join
 
 CAPTIONS = ["a red circle", "a blue square", "two circles"]  # colours twice, and counting

@@ -22,7 +22,7 @@ from hypernoise.training.card import write_card
 from hypernoise.training.evaluation import figures, report
 from hypernoise.training.evaluation.figures import GainPoint, Point
 from hypernoise.training.evaluation.run_report import write_run_report
-from hypernoise.training.inference import EMBEDDED_ADAPTER
+from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 from hypernoise.training.tracking import MetricsLog
 
 RUN = "window.pwned=1;fetch('http://127.0.0.1:9/leak')"

@@ -9,8 +9,7 @@ from typing import Literal
 
 from ...hypernoise_core.rewards import parse_weights
 from ..config import TrainingConfig
-from ..inference import EMBEDDED_ADAPTER
-from ..pipelines import EMBEDDED, default_rewards
+from ..pipelines import EMBEDDED, EMBEDDED_ADAPTER, default_rewards
 from ..values import Place, expand_home
 from .catalogue import BASE, METHODS, get_entry
 
