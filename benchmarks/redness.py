@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hypernoise.hypernoise_core.atomic_file import write_atomically
-from hypernoise.training.evaluation.figures import as_png
+from hypernoise.training.report.figures import as_png
 from hypernoise.training.tracking import read
 
 SEEDS = (0, 1, 2)

@@ -7,10 +7,11 @@ from ..hypernoise_core.adapter import save_adapter
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork
 from .arguments import read_config
 from .config import TrainingConfig
-from .evaluation import figures, methods, report
+from .evaluation import methods
 from .parts import Parts, prepare
 from .progress import progress_bar
 from .prompts import tiny_world_captions
+from .report import figures, page
 from .tiny_world.captions import CATEGORIES, Caption
 from .tiny_world.checker import is_correct, score_images
 from .trainer import Metrics
@@ -35,7 +36,7 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
     """
     adapter = out / "tiny-hypernoise.safetensors"
     if not adapter.exists():  # what a demo writes first
-        check_others(out, "--out", (*report.REPORTS, _SIDE_BY_SIDE, _CURVES))
+        check_others(out, "--out", (*page.REPORTS, _SIDE_BY_SIDE, _CURVES))
     out.mkdir(parents=True, exist_ok=True)
     captions = evaluation_captions(per_category)
     parts = prepare(config, also_encode=[caption.text for caption in captions])
@@ -52,7 +53,7 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
         "train_steps": len(history),
         "seeds": {"training": config.seed, "evaluation": seeds},
     }
-    report.write_json(out / "report.json", numbers)
+    page.write_json(out / "report.json", numbers)
     _write_pictures(out, history, captions, results)
     _write_page(out, numbers)
     return numbers
@@ -101,9 +102,21 @@ def evaluate(
 
 def _entry(result: methods.MethodResult, captions: list[Caption]) -> dict[str, Any]:
     score = score_images(result.images, captions)
-    return report.method_entry(
+    return method_entry(
         score.mean, score.categories, result.reward.mean().item(), result.seconds_per_image
     )
+
+
+def method_entry(
+    checker_mean: float, checker: dict[str, float], reward_mean: float, seconds_per_image: float
+) -> dict[str, Any]:
+    """One method's numbers as report.json keeps them; shares in [0, 1]."""
+    return {
+        "checker_mean": checker_mean,
+        "checker": checker,
+        "reward_mean": reward_mean,
+        "seconds_per_image": seconds_per_image,
+    }
 
 
 def _write_pictures(
@@ -133,7 +146,7 @@ def _write_pictures(
 
 def _write_page(out: Path, numbers: dict[str, Any]) -> None:
     count = len(numbers["seeds"]["evaluation"])
-    report.write_html(
+    write_html(
         out / "report.html",
         title="HyperNoise on tiny-sprint",
         summary=[
@@ -145,10 +158,44 @@ def _write_page(out: Path, numbers: dict[str, Any]) -> None:
             "in training. Best of 8 keeps the image that the reward likes best of eight.",
         ],
         methods=numbers["methods"],
-        figures={
+        pictures={
             "Same caption, same noise (green frame: the checker agrees with the caption)": out
             / _SIDE_BY_SIDE,
             "Training": out / _CURVES,
         },
         emphasised="hypernoise",
     )
+
+
+def write_html(
+    path: Path,
+    *,
+    title: str,
+    summary: list[str],
+    methods: dict[str, dict[str, Any]],
+    pictures: dict[str, Path],
+    emphasised: str,
+) -> None:
+    """Writes one self-contained page that compares methods.
+
+    Args:
+        summary: paragraphs of plain text.
+        methods: as in report.json; see `method_entry`.
+        pictures: files (.png or .jpg) by caption, embedded in the page.
+        emphasised: the method whose row stands out.
+    """
+    parts = [page.paragraph(text) for text in summary]
+    parts.append(_methods_table(methods, emphasised))
+    parts += [page.picture(caption, path) for caption, path in pictures.items()]
+    page.write_page(path, title, parts)
+
+
+def _methods_table(methods: dict[str, dict[str, Any]], emphasised: str) -> str:
+    categories = list(next(iter(methods.values()))["checker"])
+    rows = []
+    for name, entry in methods.items():
+        numbers = [f"{entry['checker'][category]:.2f}" for category in categories]
+        numbers += [f"{entry['checker_mean']:.3f}", f"{entry['reward_mean']:.2f}"]
+        rows.append([name, *numbers, f"{entry['seconds_per_image']:.4f}"])
+    head = ["method", *categories, "checker mean", "reward", "seconds per image"]
+    return page.table(head, rows, emphasised)

@@ -1,16 +1,12 @@
 """`hypernoise generate`: images with and without the hypernetwork, from the same noise."""
 
-import io
 from pathlib import Path
 
-from torch import Tensor
-
 from ..hypernoise_core.adapter import load_adapter
-from ..hypernoise_core.atomic_file import write_atomically
 from ..hypernoise_core.generate import encode_prompts, generate
 from ..hypernoise_core.hypernetwork import check_seeds
-from .evaluation.figures import side_by_side
 from .pipelines import EMBEDDED, EMBEDDED_ADAPTER, load_pipeline
+from .report.figures import side_by_side, write_png
 
 
 def write_comparison(
@@ -65,12 +61,3 @@ def write_comparison(
             write_png(out / f"{i:03d}_{name}.png", image)
     side_by_side(out / "grid.png", texts, rows)
     return out / "grid.png"
-
-
-def write_png(path: Path, image: Tensor) -> None:
-    """Writes an image (3, H, W) in [0, 1], whole or not at all."""
-    from PIL import Image
-
-    pixels = (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
-    Image.fromarray(pixels).save(content := io.BytesIO(), format="PNG")
-    write_atomically(path, content.getvalue())

@@ -20,10 +20,9 @@ from ..hypernoise_core.hypernetwork import (
 )
 from ..hypernoise_core.reno import RenoConfig, RenoResult, optimise_noise
 from ..hypernoise_core.rewards import Ensemble
-from .evaluation.figures import side_by_side
-from .evaluation.report import write_json
-from .inference import write_png
 from .progress import progress_bar
+from .report.figures import side_by_side, write_png
+from .report.page import write_json
 
 
 def write_search(

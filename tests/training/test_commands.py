@@ -21,10 +21,10 @@ from hypernoise.training import cli, versions
 from hypernoise.training.command_line import bind
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.evaluation.settings import EvaluationConfig
-from hypernoise.training.inference import write_png
 from hypernoise.training.pipelines import EMBEDDED_ADAPTER, load_pipeline
 from hypernoise.training.prompt_files import read_prompts
 from hypernoise.training.published_models import PUBLISHED
+from hypernoise.training.report.figures import write_png
 
 
 def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess:

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 from hypernoise.training.evaluation import run_report
-from hypernoise.training.evaluation.figures import (
+from hypernoise.training.evaluation.held_out import FOLDER, Evaluation, paired_gain
+from hypernoise.training.evaluation.run_report import write_run_report
+from hypernoise.training.report.figures import (
     GainPoint,
     curves,
     side_by_side,
     training_curves,
     two_gains,
 )
-from hypernoise.training.evaluation.held_out import FOLDER, Evaluation, paired_gain
-from hypernoise.training.evaluation.run_report import write_run_report
 from hypernoise.training.tracking import MetricsLog
 
 

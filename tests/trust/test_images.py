@@ -18,8 +18,8 @@ from PIL import Image
 
 from hypernoise.hypernoise_core.rewards import Ensemble, load_rewards, score_in_batches
 from hypernoise.tests.trust.generated import examples
-from hypernoise.training.evaluation.figures import side_by_side
 from hypernoise.training.image_files import find_images, read_image
+from hypernoise.training.report.figures import side_by_side
 from hypernoise.training.scoring import score_folder
 
 NAMES = ("redness", "tiny-preference")

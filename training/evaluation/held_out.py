@@ -20,7 +20,7 @@ from ...hypernoise_core.generate import Generated, generate
 from ...hypernoise_core.generator_lora import GeneratorLora
 from ...hypernoise_core.hypernetwork import NoiseHypernetwork, noise_penalty
 from ...hypernoise_core.rewards import Ensemble, compare, score_in_batches
-from .figures import side_by_side
+from ..report.figures import side_by_side
 from .watch import Measure
 
 FOLDER = "evaluations"

@@ -21,7 +21,6 @@ from ...hypernoise_core.generate import encode_prompts
 from ...hypernoise_core.rewards import load_rewards, parse_weights
 from ...hypernoise_core.strict_json import parse_object
 from ...hypernoise_core.text_file import read_text
-from ..inference import write_png
 from ..parts import identity_of_weights
 from ..pipelines import load_pipeline
 from ..processes import join
@@ -29,6 +28,7 @@ from ..progress import progress_bar
 from ..prompt_files import clean_prompt, json_lines, read_file
 from ..prompts import spread
 from ..published_models import image_size
+from ..report.figures import write_png
 from .adapters import Adapters
 from .catalogue import Ingredients, get_entry
 from .methods import Task

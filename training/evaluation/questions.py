@@ -15,10 +15,10 @@ from ...hypernoise_core.strict_json import parse_object
 from ...hypernoise_core.text_file import read_text
 from ..pipelines import EMBEDDED
 from ..prompts import load_prompts, spread, tiny_world_captions
+from ..report.page import REPORTS
 from ..tiny_world.captions import Caption, parse_caption
 from ..writable import check_others
 from .cells import FOLDER as CELLS
-from .report import REPORTS
 from .settings import EvaluationConfig
 from .wordings import ask_command, paraphrase
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..report import figures, page
+from ..report.figures import GainPoint
 from ..tracking import read
-from . import figures, report
-from .figures import GainPoint
 from .held_out import FOLDER, pictures_of
 from .watch import hacking_warning
 
@@ -58,16 +58,16 @@ def write_run_report(folder: Path, title: str, summary: list[str]) -> Path:
     rows = read(folder)
     training = [row for row in rows if row["kind"] == "train"]
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
-    parts = [report.paragraph(text) for text in summary]
+    parts = [page.paragraph(text) for text in summary]
     if evaluations:
         parts += _evaluation_parts(evaluations)
         for row in dict.fromkeys((len(evaluations) - 1, 0)):  # the last and the first
             parts += _picture_parts(folder, evaluations[row]["step"])
     if curves := _curves(training):
-        parts.append(report.picture("Training", figures.as_png(figures.curves(curves))))
-    page = folder / PAGE
-    report.write_page(page, title, parts)
-    return page
+        parts.append(page.picture("Training", figures.as_png(figures.curves(curves))))
+    file = folder / PAGE
+    page.write_page(file, title, parts)
+    return file
 
 
 def _evaluation_parts(evaluations: Rows) -> list[str]:
@@ -75,22 +75,22 @@ def _evaluation_parts(evaluations: Rows) -> list[str]:
     scores = [name.removesuffix(_GAIN) for name in last if name.endswith(_GAIN)]
     parts = [
         *_warnings(evaluations, scores),
-        report.heading(f"Held-out prompts after {last['step']} updates"),
+        page.heading(f"Held-out prompts after {last['step']} updates"),
         _table(last, scores),
     ]
     if more := _more(last):
-        parts.append(report.paragraph(more))
+        parts.append(page.paragraph(more))
     gains = {_label(name): _gain_points(evaluations, name) for name in scores}
     for name in _watched(scores):
         pair = [(_label(n), gains[_label(n)]) for n in (_TOTAL, name)]
         caption = f"Gain over the base: total (trained on) and {_label(name)}"
-        parts.append(report.picture(caption, figures.as_png(figures.two_gains(*pair))))
+        parts.append(page.picture(caption, figures.as_png(figures.two_gains(*pair))))
     if gains:
         caption = "Gain over the base on held-out prompts, with 95% confidence"
-        parts.append(report.picture(caption, figures.as_png(figures.gain_curves(gains))))
+        parts.append(page.picture(caption, figures.as_png(figures.gain_curves(gains))))
     if kl := _kl_curves(evaluations):
         caption = "How far the noise's distribution has moved"
-        parts.append(report.picture(caption, figures.as_png(figures.curves(kl))))
+        parts.append(page.picture(caption, figures.as_png(figures.curves(kl))))
     return parts
 
 
@@ -110,7 +110,7 @@ def _watched(scores: Sequence[str]) -> list[str]:
 def _warnings(evaluations: Rows, scores: Sequence[str]) -> list[str]:
     names = [name.removeprefix("watched/") for name in _watched(scores)]
     found = [hacking_warning(evaluations, watched=name) for name in names]
-    return [report.paragraph(text, warning=True) for text in found if text]
+    return [page.paragraph(text, warning=True) for text in found if text]
 
 
 def _table(row: Mapping[str, Any], scores: Sequence[str]) -> str:
@@ -126,7 +126,7 @@ def _table(row: Mapping[str, Any], scores: Sequence[str]) -> str:
         ]
         for name in scores
     ]
-    return report.table(head, lines, emphasised=_label(_TOTAL))
+    return page.table(head, lines, emphasised=_label(_TOTAL))
 
 
 def _more(row: Mapping[str, Any]) -> str:
@@ -160,7 +160,7 @@ def _gain_points(evaluations: Rows, name: str) -> list[GainPoint]:
 
 def _picture_parts(folder: Path, step: int) -> list[str]:
     pictures = pictures_of(folder / FOLDER, step)
-    return [report.picture(f"{title}: after {step} updates", p) for title, p in pictures.items()]
+    return [page.picture(f"{title}: after {step} updates", p) for title, p in pictures.items()]
 
 
 def _curves(training: Rows) -> dict[str, dict[int, float]]:

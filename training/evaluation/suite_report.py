@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.text import printable
+from ..report import figures, page
+from ..report.figures import GainPoint, Point
 from ..tiny_world.checker import is_correct
-from . import figures, report, tables
+from . import tables
 from .adapters import ABLATION
 from .catalogue import BASE, METHODS, OURS
 from .cells import SHOWN, Cell, read_tensors_of
-from .figures import GainPoint, Point
 from .suite import Suite
 from .summary import summarise
 from .tables import fewest_steps
@@ -34,23 +35,23 @@ def write_report(suite: Suite) -> Path:
     """
     numbers = summarise(suite)
     out = suite.config.out
-    report.write_json(out / "report.json", numbers)
+    page.write_json(out / "report.json", numbers)
     write_atomically(out / "report.md", printable(tables.markdown(numbers)).encode())
-    parts = [report.paragraph(text) for text in _summary(numbers)]
+    parts = [page.paragraph(text) for text in _summary(numbers)]
     parts += [part for table in _tables(numbers) for part in _table(table)]
     pictures = {}
     for title, (name, figure) in _plots(numbers).items():
         pictures[title] = out / f"{name}.png"
         write_atomically(pictures[title], figures.as_png(figure))
     pictures |= _grids(suite)
-    parts += [report.picture(title, file) for title, file in pictures.items()]
-    page = out / "report.html"
-    report.write_page(page, f"Evaluation of {suite.config.model}", parts)
-    return page
+    parts += [page.picture(title, file) for title, file in pictures.items()]
+    file = out / "report.html"
+    page.write_page(file, f"Evaluation of {suite.config.model}", parts)
+    return file
 
 
 def _table(table: tables.Table) -> list[str]:
-    return [report.heading(table.title), report.table(table.head, table.rows, table.emphasised)]
+    return [page.heading(table.title), page.table(table.head, table.rows, table.emphasised)]
 
 
 def _tables(numbers: Mapping[str, Any]) -> Iterator[tables.Table]:

@@ -41,6 +41,15 @@ class Point(NamedTuple):
     y: float
 
 
+def write_png(path: Path, image: Tensor) -> None:
+    """Writes an image (3, H, W) in [0, 1], whole or not at all."""
+    from PIL import Image
+
+    pixels = (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
+    Image.fromarray(pixels).save(content := io.BytesIO(), format="PNG")
+    write_atomically(path, content.getvalue())
+
+
 def side_by_side(
     path: Path,
     prompts: list[str],

@@ -35,29 +35,6 @@ def write_json(path: Path, report: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
 
 
-def write_html(
-    path: Path,
-    *,
-    title: str,
-    summary: list[str],
-    methods: dict[str, dict[str, Any]],
-    figures: dict[str, Path],
-    emphasised: str,
-) -> None:
-    """Writes one self-contained page that compares methods.
-
-    Args:
-        summary: paragraphs of plain text.
-        methods: as in report.json; see `method_entry`.
-        figures: pictures (.png or .jpg) by caption, embedded in the page.
-        emphasised: the method whose row stands out.
-    """
-    parts = [paragraph(text) for text in summary]
-    parts.append(_methods_table(methods, emphasised))
-    parts += [picture(caption, path) for caption, path in figures.items()]
-    write_page(path, title, parts)
-
-
 def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
     """Writes a page of parts, which `heading`, `paragraph`, `table` and `picture` make."""
     name = _escaped(title)
@@ -102,26 +79,3 @@ def picture(caption: str, content: Path | bytes) -> str:
     mime = _MIME_TYPES[content.suffix] if is_file else "image/png"
     data = base64.b64encode(content.read_bytes() if is_file else content).decode()
     return f'{heading(caption)}<img alt="{_escaped(caption)}" src="data:{mime};base64,{data}">'
-
-
-def _methods_table(methods: dict[str, dict[str, Any]], emphasised: str) -> str:
-    categories = list(next(iter(methods.values()))["checker"])
-    rows = []
-    for name, entry in methods.items():
-        numbers = [f"{entry['checker'][category]:.2f}" for category in categories]
-        numbers += [f"{entry['checker_mean']:.3f}", f"{entry['reward_mean']:.2f}"]
-        rows.append([name, *numbers, f"{entry['seconds_per_image']:.4f}"])
-    head = ["method", *categories, "checker mean", "reward", "seconds per image"]
-    return table(head, rows, emphasised)
-
-
-def method_entry(
-    checker_mean: float, checker: dict[str, float], reward_mean: float, seconds_per_image: float
-) -> dict[str, Any]:
-    """One method's numbers as report.json keeps them; shares in [0, 1]."""
-    return {
-        "checker_mean": checker_mean,
-        "checker": checker,
-        "reward_mean": reward_mean,
-        "seconds_per_image": seconds_per_image,
-    }
