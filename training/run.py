@@ -32,10 +32,6 @@ from . import writable
 from .arguments import to_toml
 from .checkpoints import Checkpoints, damaged
 from .config import TrainingConfig
-from .evaluation.held_out import FOLDER as PICTURES
-from .evaluation.held_out import HeldOut
-from .evaluation.run_report import PAGE, write_run_report
-from .evaluation.watch import NONE, default_watch, get_measure, hacking_warning
 from .locking import lock
 from .parts import Parts, prepare
 from .processes import expect_answers
@@ -43,6 +39,10 @@ from .progress import progress_bar
 from .tracking import FILE as METRICS
 from .tracking import MetricsLog
 from .trainer import Metrics
+from .validation.held_out import FOLDER as PICTURES
+from .validation.held_out import HeldOut
+from .validation.run_report import PAGE, write_run_report
+from .validation.watch import NONE, default_watch, get_measure, hacking_warning
 
 CONFIG = "config.toml"
 """The settings of the run."""

@@ -61,7 +61,7 @@ LIGHT = """
 import io
 from PIL import Image
 from hypernoise.hypernoise_core.atomic_file import write_atomically
-from hypernoise.training.evaluation import held_out
+from hypernoise.training.validation import held_out
 from hypernoise.training.report import figures
 from hypernoise.training.run import Run
 Image.new("RGB", (8, 8)).save(jpeg := io.BytesIO(), "jpeg")

@@ -20,12 +20,12 @@ from hypernoise.hypernoise_core.text import printable
 from hypernoise.tests.trust.generated import examples
 from hypernoise.training import demo
 from hypernoise.training.card import write_card
-from hypernoise.training.evaluation.run_report import write_run_report
 from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 from hypernoise.training.report import figures
 from hypernoise.training.report import page as report
 from hypernoise.training.report.figures import GainPoint, Point
 from hypernoise.training.tracking import MetricsLog
+from hypernoise.training.validation.run_report import write_run_report
 
 RUN = "window.pwned=1;fetch('http://127.0.0.1:9/leak')"
 HOSTILE = [

@@ -9,9 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from hypernoise.training.evaluation import run_report
-from hypernoise.training.evaluation.held_out import FOLDER, Evaluation, paired_gain
-from hypernoise.training.evaluation.run_report import write_run_report
 from hypernoise.training.report.figures import (
     GainPoint,
     curves,
@@ -20,6 +17,9 @@ from hypernoise.training.report.figures import (
     two_gains,
 )
 from hypernoise.training.tracking import MetricsLog
+from hypernoise.training.validation import run_report
+from hypernoise.training.validation.held_out import FOLDER, Evaluation, paired_gain
+from hypernoise.training.validation.run_report import write_run_report
 
 
 def evaluation(gain: float, watched: float, count: int = 12) -> Evaluation:

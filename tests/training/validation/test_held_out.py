@@ -18,15 +18,15 @@ from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
 from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
 from hypernoise.tests.rewards import stand_ins
-from hypernoise.training.evaluation.held_out import HeldOut, paired_gain
-from hypernoise.training.evaluation.watch import (
+from hypernoise.training.pipelines import ASSETS, load_pipeline
+from hypernoise.training.tiny_world.captions import captions_by_category, parse_caption
+from hypernoise.training.tiny_world.checker import is_correct
+from hypernoise.training.validation.held_out import HeldOut, paired_gain
+from hypernoise.training.validation.watch import (
     default_watch,
     get_measure,
     hacking_warning,
 )
-from hypernoise.training.pipelines import ASSETS, load_pipeline
-from hypernoise.training.tiny_world.captions import captions_by_category, parse_caption
-from hypernoise.training.tiny_world.checker import is_correct
 
 
 def make_held_out(count: int = 10, **options) -> HeldOut:
@@ -251,7 +251,7 @@ def test_processes_that_share_the_work_get_the_result_of_one(tmp_path, adapter):
         "import torch\n"
         "from accelerate import Accelerator\n"
         "from hypernoise.hypernoise_core.adapter import load_adapter\n"
-        "from hypernoise.tests.training.test_held_out import ASSETS, make_held_out\n"
+        "from hypernoise.tests.training.validation.test_held_out import ASSETS, make_held_out\n"
         "accelerator = Accelerator(cpu=True)\n"
         "assert accelerator.num_processes == 2\n"
         "adapter = load_adapter(ASSETS / 'tiny-hypernoise.safetensors')\n"
