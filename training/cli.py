@@ -37,7 +37,7 @@ def demo(
         per_category: Held-out captions evaluated in each of the six categories.
         cache_dir: Folder of encoded prompts; default: ~/.cache/hypernoise.
     """
-    from .demo import demo_config, run_demo
+    from .commands.demo import demo_config, run_demo
 
     check_folder(out, "--out")
     config = demo_config(seed=seed, steps=steps, max_seconds=max_seconds, cache_dir=cache_dir)
@@ -80,8 +80,8 @@ def train(
         print(to_toml(settings))
         print("\n".join(estimate(settings, num_processes=processes).lines()))
         return
+    from .commands.train import start
     from .processes import naming_lost_processes
-    from .run import start
 
     with naming_lost_processes():
         run = start(settings, resume=resume)
@@ -118,7 +118,7 @@ def evaluate(settings: EvaluationConfig) -> None:
         for folder in write_layout(settings):
             print(folder.resolve())
         return
-    from .evaluation.evaluate import evaluate as run
+    from .commands.evaluate import evaluate as run
 
     if (page := run(settings)) is not None:
         for name in (page.name, "report.json", "report.md"):
@@ -140,7 +140,7 @@ def card(
         out: The file to write.
         force: Replace a file that is there.
     """
-    from .card import write_card
+    from .commands.card import write_card
 
     check_file(out, "--out", replace=force)
     print(write_card(adapter, out, report).resolve())
@@ -165,7 +165,7 @@ def export(
         alpha: LoRA alpha of an adapter that does not tell it; the written file does.
         force: Replace a file that is there.
     """
-    from .export import export_adapter
+    from .commands.export import export_adapter
 
     check_file(out, "OUT", replace=force)
     report = export_adapter(adapter, out, dtype=dtype, rank=rank, alpha=alpha)
@@ -207,7 +207,7 @@ def generate(
         batch_size: Images generated at a time.
         out: Folder for the images; files of the same name are replaced.
     """
-    from .inference import write_comparison
+    from .commands.generate import write_comparison
     from .prompt_files import read_prompts
 
     check_folder(out, "--out")
@@ -272,9 +272,9 @@ def reno(
     from ..hypernoise_core.hypernetwork import check_seeds
     from ..hypernoise_core.reno import RenoConfig
     from ..hypernoise_core.rewards import load_rewards, parse_weights
+    from .commands.reno import write_search
     from .pipelines import default_rewards, load_pipeline
     from .prompt_files import read_prompts
-    from .search import write_search
 
     check_folder(out, "--out")
     config = RenoConfig(
@@ -330,9 +330,9 @@ def score(
     import torch
 
     from ..hypernoise_core.rewards import load_rewards, parse_weights, reward_identities
+    from .commands.score import score_folder
     from .processes import join
     from .progress import keep_loading_quiet
-    from .scoring import score_folder
 
     if prompts is None:
         raise ValueError("which prompts? Give --prompts FILE")

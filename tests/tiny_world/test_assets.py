@@ -10,7 +10,7 @@ from diffusers import SanaSprintPipeline
 import hypernoise
 from hypernoise.hypernoise_core.generate import generate
 from hypernoise.hypernoise_core.rewards import load_rewards
-from hypernoise.training.demo import evaluation_captions
+from hypernoise.training.commands.demo import evaluation_captions
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.tiny_world.checker import score_images
 from hypernoise.training.tiny_world.scenes import draw, sample_captions, sample_scene

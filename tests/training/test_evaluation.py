@@ -27,7 +27,8 @@ from hypernoise.hypernoise_core.generator_lora import GeneratorLora, save_genera
 from hypernoise.hypernoise_core.hypernetwork import noise_penalty
 from hypernoise.hypernoise_core.reno import RenoConfig
 from hypernoise.hypernoise_core.rewards import load_rewards
-from hypernoise.training.card import write_card
+from hypernoise.training.commands.card import write_card
+from hypernoise.training.commands.evaluate import evaluate
 from hypernoise.training.evaluation import (
     catalogue,
     cells,
@@ -39,7 +40,6 @@ from hypernoise.training.evaluation import (
     trade_offs,
     wordings,
 )
-from hypernoise.training.evaluation.evaluate import evaluate
 from hypernoise.training.evaluation.layouts import write_layout
 from hypernoise.training.evaluation.questions import ask
 from hypernoise.training.evaluation.settings import EvaluationConfig

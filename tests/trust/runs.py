@@ -63,7 +63,7 @@ from PIL import Image
 from hypernoise.hypernoise_core.atomic_file import write_atomically
 from hypernoise.training.validation import held_out
 from hypernoise.training.report import figures
-from hypernoise.training.run import Run
+from hypernoise.training.commands.train import Run
 Image.new("RGB", (8, 8)).save(jpeg := io.BytesIO(), "jpeg")
 figures.curves = figures.gain_curves = figures.two_gains = lambda *_: None
 figures.as_png = lambda _: b"a picture" * 1000
@@ -184,7 +184,7 @@ class RunServer:
 def serve() -> None:
     """Answers one request a line; returns in the forked process alone, at its end."""
     import hypernoise.training.cli as cli
-    import hypernoise.training.run  # noqa: F401
+    import hypernoise.training.commands.train  # noqa: F401
 
     torch.set_num_threads(1)  # no thread may run when a process forks
     tqdm.monitor_interval = 0

@@ -18,9 +18,9 @@ from PIL import Image
 
 from hypernoise.hypernoise_core.rewards import Ensemble, load_rewards, score_in_batches
 from hypernoise.tests.trust.generated import examples
+from hypernoise.training.commands.score import score_folder
 from hypernoise.training.image_files import find_images, read_image
 from hypernoise.training.report.figures import side_by_side
-from hypernoise.training.scoring import score_folder
 
 NAMES = ("redness", "tiny-preference")
 
@@ -315,7 +315,7 @@ def test_a_folder_of_hostile_files_is_scored_as_far_as_it_goes(rewards, tmp_path
 
 
 def test_many_sizes_do_not_pile_up_in_memory(rewards, tmp_path, monkeypatch):
-    from hypernoise.training import scoring
+    from hypernoise.training.commands import score as scoring
 
     monkeypatch.setattr(scoring, "_MOST_WAITING", 40 * 40 * 3)
     folder = tmp_path / "images"

@@ -31,11 +31,11 @@ from hypernoise.hypernoise_core.rewards.images import Preprocess
 from hypernoise.hypernoise_core.text import check_prompts, printable
 from hypernoise.tests.rewards import stand_ins
 from hypernoise.tests.trust.generated import examples
-from hypernoise.training import inference
+from hypernoise.training.commands import generate as inference
+from hypernoise.training.commands.score import read_prompts
 from hypernoise.training.pipelines import EMBEDDED, load_pipeline
 from hypernoise.training.prompt_files import read_file
 from hypernoise.training.prompts import load_prompts
-from hypernoise.training.scoring import read_prompts
 
 LETTERS = "".join(random.Random(0).choices(string.ascii_lowercase, k=100_000))
 GOOD = {

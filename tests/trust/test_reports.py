@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from hypernoise.hypernoise_core.adapter import AdapterError
 from hypernoise.hypernoise_core.text import printable
 from hypernoise.tests.trust.generated import examples
-from hypernoise.training import demo
-from hypernoise.training.card import write_card
+from hypernoise.training.commands import demo
+from hypernoise.training.commands.card import write_card
 from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 from hypernoise.training.report import figures
 from hypernoise.training.report import page as report

@@ -220,7 +220,7 @@ def test_a_schedule_that_another_length_changes_is_told(server, work, reference,
 
 def test_ctrl_c_while_a_run_starts_ends_it_in_one_line(server, work, tmp_path, tally):
     first = (
-        "import os, signal, hypernoise.training.run as run\n"
+        "import os, signal, hypernoise.training.commands.train as run\n"
         # Where tests are a shell's background job, their processes are born deaf to it.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "run.load_pipeline = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"

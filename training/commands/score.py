@@ -23,14 +23,14 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
-from ..hypernoise_core.atomic_file import write_atomically, write_target
-from ..hypernoise_core.file_identity import sha256_of
-from ..hypernoise_core.rewards import Ensemble, score_in_batches
-from ..hypernoise_core.text import printable
-from .image_files import SUFFIXES, find_images, read_image
-from .locking import passing_lock
-from .progress import progress_bar
-from .prompt_files import IMAGE_COLUMNS, Entry, read_entries
+from ...hypernoise_core.atomic_file import write_atomically, write_target
+from ...hypernoise_core.file_identity import sha256_of
+from ...hypernoise_core.rewards import Ensemble, score_in_batches
+from ...hypernoise_core.text import printable
+from ..image_files import SUFFIXES, find_images, read_image
+from ..locking import passing_lock
+from ..progress import progress_bar
+from ..prompt_files import IMAGE_COLUMNS, Entry, read_entries
 
 TOTAL, IDENTITY = "total", "identity"
 _MOST_WAITING = 1 << 26  # pixels of images that wait for others of their size, 0.8 GB

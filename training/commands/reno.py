@@ -9,20 +9,20 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from ..hypernoise_core.atomic_file import write_atomically
-from ..hypernoise_core.families import Conditioning, family_of_pipeline
-from ..hypernoise_core.generate import encode_prompts
-from ..hypernoise_core.hypernetwork import (
+from ...hypernoise_core.atomic_file import write_atomically
+from ...hypernoise_core.families import Conditioning, family_of_pipeline
+from ...hypernoise_core.generate import encode_prompts
+from ...hypernoise_core.hypernetwork import (
     NoiseHypernetwork,
     modulate,
     predict_delta,
     sample_noise,
 )
-from ..hypernoise_core.reno import RenoConfig, RenoResult, optimise_noise
-from ..hypernoise_core.rewards import Ensemble
-from .progress import progress_bar
-from .report.figures import side_by_side, write_png
-from .report.page import write_json
+from ...hypernoise_core.reno import RenoConfig, RenoResult, optimise_noise
+from ...hypernoise_core.rewards import Ensemble
+from ..progress import progress_bar
+from ..report.figures import side_by_side, write_png
+from ..report.page import write_json
 
 
 def write_search(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..evaluation.adapters import Adapters
+from ..evaluation.questions import PROMPTS, ask
+from ..evaluation.settings import EvaluationConfig
+from ..evaluation.suite import Suite
+from ..evaluation.suite_report import write_report
 from ..parts import prepare
 from ..processes import join
-from .adapters import Adapters
-from .questions import PROMPTS, ask
-from .settings import EvaluationConfig
-from .suite import Suite
-from .suite_report import write_report
 
 
 def evaluate(config: EvaluationConfig) -> Path | None:

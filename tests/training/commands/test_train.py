@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from hypernoise.hypernoise_core.adapter import load_adapter
-from hypernoise.training import run
 from hypernoise.training.arguments import read_config
 from hypernoise.training.checkpoints import Checkpoints
+from hypernoise.training.commands import train as run
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.parts import choose_prompts
 from hypernoise.training.pipelines import ASSETS

@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from ..hypernoise_core.adapter import save_adapter
-from ..hypernoise_core.hypernetwork import NoiseHypernetwork
-from .arguments import read_config
-from .config import TrainingConfig
-from .evaluation import methods
-from .parts import Parts, prepare
-from .progress import progress_bar
-from .prompts import tiny_world_captions
-from .report import figures, page
-from .tiny_world.captions import CATEGORIES, Caption
-from .tiny_world.checker import is_correct, score_images
-from .trainer import Metrics
-from .writable import check_others
+from ...hypernoise_core.adapter import save_adapter
+from ...hypernoise_core.hypernetwork import NoiseHypernetwork
+from ..arguments import read_config
+from ..config import TrainingConfig
+from ..evaluation import methods
+from ..parts import Parts, prepare
+from ..progress import progress_bar
+from ..prompts import tiny_world_captions
+from ..report import figures, page
+from ..tiny_world.captions import CATEGORIES, Caption
+from ..tiny_world.checker import is_correct, score_images
+from ..trainer import Metrics
+from ..writable import check_others
 
 CANDIDATES = 8  # of best-of-N
 _FIRST_EVALUATION_SEED = 500_000_000

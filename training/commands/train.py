@@ -22,27 +22,27 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..hypernoise_core.adapter import save_adapter
-from ..hypernoise_core.atomic_file import remove_halves, write_atomically
-from ..hypernoise_core.divergence import kl_terms, lipschitz_estimate
-from ..hypernoise_core.generator_lora import save_generator_lora
-from ..hypernoise_core.hypernetwork import sample_noise
-from ..hypernoise_core.rewards import Ensemble
-from . import writable
-from .arguments import to_toml
-from .checkpoints import Checkpoints, damaged
-from .config import TrainingConfig
-from .locking import lock
-from .parts import Parts, prepare
-from .processes import expect_answers
-from .progress import progress_bar
-from .tracking import FILE as METRICS
-from .tracking import MetricsLog
-from .trainer import Metrics
-from .validation.held_out import FOLDER as PICTURES
-from .validation.held_out import HeldOut
-from .validation.run_report import PAGE, write_run_report
-from .validation.watch import NONE, default_watch, get_measure, hacking_warning
+from ...hypernoise_core.adapter import save_adapter
+from ...hypernoise_core.atomic_file import remove_halves, write_atomically
+from ...hypernoise_core.divergence import kl_terms, lipschitz_estimate
+from ...hypernoise_core.generator_lora import save_generator_lora
+from ...hypernoise_core.hypernetwork import sample_noise
+from ...hypernoise_core.rewards import Ensemble
+from .. import writable
+from ..arguments import to_toml
+from ..checkpoints import Checkpoints, damaged
+from ..config import TrainingConfig
+from ..locking import lock
+from ..parts import Parts, prepare
+from ..processes import expect_answers
+from ..progress import progress_bar
+from ..tracking import FILE as METRICS
+from ..tracking import MetricsLog
+from ..trainer import Metrics
+from ..validation.held_out import FOLDER as PICTURES
+from ..validation.held_out import HeldOut
+from ..validation.run_report import PAGE, write_run_report
+from ..validation.watch import NONE, default_watch, get_measure, hacking_warning
 
 CONFIG = "config.toml"
 """The settings of the run."""

@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..hypernoise_core.adapter import find_weights
-from ..hypernoise_core.atomic_file import write_atomically
-from ..hypernoise_core.families import get_family
-from ..hypernoise_core.generator_lora import GeneratorLora, load_either
-from ..hypernoise_core.metadata import AdapterMetadata
-from ..hypernoise_core.strict_json import parse_object
-from ..hypernoise_core.text import printable
-from ..hypernoise_core.text_file import read_text
-from .evaluation.catalogue import BASE, OURS
-from .evaluation.tables import fewest_steps, markdown
-from .published_models import PUBLISHED
+from ...hypernoise_core.adapter import find_weights
+from ...hypernoise_core.atomic_file import write_atomically
+from ...hypernoise_core.families import get_family
+from ...hypernoise_core.generator_lora import GeneratorLora, load_either
+from ...hypernoise_core.metadata import AdapterMetadata
+from ...hypernoise_core.strict_json import parse_object
+from ...hypernoise_core.text import printable
+from ...hypernoise_core.text_file import read_text
+from ..evaluation.catalogue import BASE, OURS
+from ..evaluation.tables import fewest_steps, markdown
+from ..published_models import PUBLISHED
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MARKUP = re.compile(r"[\\`*_\[\]|!~$#]")

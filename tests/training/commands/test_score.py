@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from hypernoise.hypernoise_core.rewards import load_rewards
+from hypernoise.training.commands.score import read_prompts, score_folder
 from hypernoise.training.image_files import find_images, read_image
-from hypernoise.training.scoring import read_prompts, score_folder
 
 COMMAND = "from hypernoise.training.cli import main; main()"
 REWARDS = ["--rewards", "tiny-preference,redness=2"]
@@ -106,7 +106,7 @@ def start_and_hold(table: Path, ends: str) -> subprocess.Popen:
     """A process that holds a table's lock when this returns, until a line comes or it is killed."""
     holding = (
         "import sys\nfrom pathlib import Path\nfrom accelerate import PartialState\n"
-        "from hypernoise.training.scoring import _locked\n"
+        "from hypernoise.training.commands.score import _locked\n"
         "with _locked(Path(sys.argv[1]), PartialState()):\n"
         f"    print('held', flush=True)\n    {ends}\n"
     )
@@ -182,7 +182,7 @@ import sys
 from pathlib import Path
 from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.training.processes import join
-from hypernoise.training.scoring import score_folder
+from hypernoise.training.commands.score import score_folder
 join()
 images, prompts, table = map(Path, sys.argv[1:])
 score_folder(images, prompts, load_rewards({"redness": 1.0}), table, 4, {})

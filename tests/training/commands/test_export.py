@@ -14,7 +14,7 @@ from hypernoise.hypernoise_core.generator_lora import (
 )
 from hypernoise.hypernoise_core.lora import LoraBranch
 from hypernoise.tests.core.conftest import build_tiny
-from hypernoise.training.export import DTYPES, export_adapter, reduce_rank, weight_error
+from hypernoise.training.commands.export import DTYPES, export_adapter, reduce_rank, weight_error
 
 OWN_RANK, RANK = 8, 3
 

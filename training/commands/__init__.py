@@ -1,0 +1,1 @@
+"""The commands of `hypernoise`, one file each."""
