@@ -29,7 +29,7 @@ def _generator(models: Path, assets: Path) -> tuple[str, Path]:
     embedded = assets / "tiny-sprint"
     if (embedded / "model_index.json").is_file():
         return "tiny-sprint (embedded)", embedded
-    from hypernoise.training.tiny_world.generator import build_pipeline
+    from hypernoise.training.tiny_world.recipe.generator import build_pipeline
 
     folder = models / "sana_sprint" / "tiny-random"
     build_pipeline().save_pretrained(folder)

@@ -12,7 +12,7 @@ from hypernoise.training.tiny_world.captions import (
     captions_by_category,
     parse_caption,
 )
-from hypernoise.training.tiny_world.pool import draw_pool
+from hypernoise.training.tiny_world.recipe.pool import draw_pool
 from hypernoise.training.tiny_world.scenes import sample_captions
 
 

@@ -14,11 +14,11 @@ from tokenizers import processors
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from ..progress import progress_bar
+from ...progress import progress_bar
+from ..scenes import IMAGE_SIZE
 from .generator import build_tokenizer, vocabulary
 from .optimization import MuonAdamW
 from .pool import Pool
-from .scenes import IMAGE_SIZE
 
 _GROUPS, _GROUP_SIZE = 40, 4  # captions of a batch
 _SPOILT = 64  # images of a batch that are shown a second time, spoilt

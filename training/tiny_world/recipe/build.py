@@ -1,6 +1,6 @@
 """Makes tiny-sprint and tiny-preference from nothing.
 
-Run `python -m hypernoise.training.tiny_world.build`.
+Run `python -m hypernoise.training.tiny_world.recipe.build`.
 
 Each stage leaves its result in the work folder and is passed over where that is already there, so
 that a broken run goes on where it was. Needs some hours on 2 cores and a C++
@@ -21,10 +21,11 @@ import torch
 from diffusers import AutoencoderDC
 from transformers import CLIPModel
 
-from ...hypernoise_core.text_file import read_text
+from ....hypernoise_core.text_file import read_text
+from ..captions import CATEGORIES, captions_by_category
+from ..checker import score_images
+from ..scenes import sample_captions
 from .autoencoder import encode_pool, refine_decoder, train_autoencoder
-from .captions import CATEGORIES, captions_by_category
-from .checker import score_images
 from .distillation import (
     Generator,
     Pairs,
@@ -37,7 +38,6 @@ from .distillation import (
 from .generator import build_pipeline, build_text_encoder, build_transformer
 from .pool import Pool, draw_pool
 from .preference import save_preference, train_preference
-from .scenes import sample_captions
 
 POOL_SIZE = 60_000
 PREFERENCE_STEPS = 1300

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Gemma2Model
 
-from ..progress import progress_bar
+from ...progress import progress_bar
 from .generator import INSTRUCTION, build_text_encoder, build_tokenizer, build_transformer
 from .optimization import Ema, MuonAdamW
 

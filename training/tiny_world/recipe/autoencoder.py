@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from torch import Tensor
 
-from ..progress import progress_bar
+from ...progress import progress_bar
 from .generator import build_vae
 from .optimization import MuonAdamW
 from .pool import Pool

@@ -9,8 +9,8 @@ from diffusers import AutoencoderDC, SanaSprintPipeline, SanaTransformer2DModel,
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
-from .captions import COLORS, NUMBERS, PREFIXES, RELATIONS, SHAPES
-from .scenes import IMAGE_SIZE
+from ..captions import COLORS, NUMBERS, PREFIXES, RELATIONS, SHAPES
+from ..scenes import IMAGE_SIZE
 
 LATENT_CHANNELS = 16
 LATENT_SIZE = IMAGE_SIZE // 8

@@ -8,8 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .captions import PREFIXES, Caption
-from .scenes import draw, sample_captions, sample_scene
+from ..captions import PREFIXES, Caption
+from ..scenes import draw, sample_captions, sample_scene
 
 _CHUNK = 256  # images drawn at a time
 
