@@ -67,6 +67,19 @@ LAYERS = {
 }
 
 
+# The rooms of training/ from the top floor down: each may import the ones that are named, and
+# itself. "" is training/ without its rooms.
+ROOMS = {
+    "commands": {"evaluation", "validation", "report", "tiny_world", ""},
+    "evaluation": {"report", "tiny_world", ""},
+    "validation": {"report", "tiny_world", ""},
+    "report": set(),
+    "tiny_world": {""},
+    "": {"tiny_world"},
+}
+TOP_ROOMS = {"commands", "evaluation"}  # which training/cli.py sees besides
+
+
 @dataclass(frozen=True)
 class Import:
     line: int
@@ -131,6 +144,43 @@ FILES = [
     for folder in sorted({name.split("/")[0] for name in LAYERS})
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
+
+
+def room_of(parts: list[str]) -> str:
+    """The room of training/ that a module is in; its path from there on, without a suffix."""
+    return parts[0] if parts[0] in ROOMS else ""
+
+
+def wrong_rooms(path: str, source: str) -> Iterator[str]:
+    """What a file of training/ imports from rooms that it may not see."""
+    package = path.split("/")[:-1]
+    own = room_of(path.split("/")[1:])
+    allowed = {own, *ROOMS[own]} | (TOP_ROOMS if path == "training/cli.py" else set())
+    for found in imports_of(ast.parse(source)):
+        level = len(found.module) - len(found.module.lstrip("."))
+        inside = package[: len(package) - level + 1] + found.module.lstrip(".").split(".")
+        if level and inside[0] == "training" and (room := room_of(inside[1:])) not in allowed:
+            yield f"{path}:{found.line}: imports {found.module}, {own or 'training'} -> {room}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.startswith("training/")])
+def test_rooms_of_training_import_downwards(path):
+    assert list(wrong_rooms(path, (ROOT / path).read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("training/trainer.py", "from .commands.train import Run"),
+        ("training/parts.py", "def f():\n    from .evaluation import suite"),
+        ("training/report/a.py", "from ..progress import progress_bar"),
+        ("training/validation/a.py", "from ..evaluation.metrics import mean"),
+        ("training/evaluation/a.py", "from ..commands import train"),
+        ("training/tiny_world/recipe/a.py", "from ...report.figures import as_png"),
+    ],
+)
+def test_imports_that_run_up_are_found(path, source):
+    assert len(list(wrong_rooms(path, source))) == 1
 
 
 @pytest.mark.parametrize("path", FILES)
