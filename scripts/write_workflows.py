@@ -163,12 +163,12 @@ REAL_SANA = """
 
 1. `models/sana_sprint/` - [Sana_Sprint_0.6B_1024px_diffusers](https://huggingface.co/Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers), the whole folder
 2. `models/hypernoise/` - [HyperNoise_Sana_Sprint_0.6B](https://huggingface.co/lucaeyring/HyperNoise_Sana_Sprint_0.6B), the whole folder
-3. Choose both in the two loaders and set width and height to 1024.
+3. Select both in the two loaders, and set width and height to 1024.
 
 Keep cfg at 1.0. One step is enough; 2 or 4 steps refine the image."""
 
 TINY = """
-As it is, this graph runs the tiny generator that comes with the extension: coloured shapes, 64 x 64. Prompts it knows: *a red circle left of a blue square*, *three green triangles*, *a yellow square*.
+By default, this workflow runs the tiny generator that ships with the extension. It draws coloured shapes at 64 x 64. Prompts it understands: *a red circle left of a blue square*, *three green triangles*, *a yellow square*.
 """
 
 
@@ -216,10 +216,10 @@ def ksampler(
 
 def sana_sprint_text_to_image(graph: Graph) -> None:
     graph.note(
-        "## SANA-Sprint with a noise hypernetwork\n\nThe hypernetwork looks at the random noise and "
-        "at the prompt and changes the noise before the sampler starts. It costs one extra pass of "
-        "the model, and the model itself stays as it is.\n\n**Try it:** press Run, then set "
-        "*strength* to 0 and run again: that is the plain model's image from the same noise.\n"
+        "## SANA-Sprint with a noise hypernetwork\n\nThe hypernetwork reads the random noise and "
+        "the prompt, and changes the noise before the sampler starts. It costs one extra pass of "
+        "the model. The model itself does not change.\n\n**Try it:** press Run, then set "
+        "*strength* to 0 and run again to get the plain model's image from the same noise.\n"
         + TINY + REAL_SANA
     )  # fmt: skip
     base = sana(graph)
@@ -233,9 +233,9 @@ def sana_sprint_text_to_image(graph: Graph) -> None:
 
 def sana_sprint_side_by_side(graph: Graph) -> None:
     graph.note(
-        "## With and without, from the same noise\n\nTwo samplers with the same seed: the upper four "
-        "images are the plain model's, the lower four start from modulated noise. Change the seed "
-        "in both.\n" + TINY + REAL_SANA
+        "## With and without, from the same noise\n\nTwo samplers use the same seed. The upper four "
+        "images come from the plain model; the lower four start from modulated noise. To change "
+        "the seed, change it in both.\n" + TINY + REAL_SANA
     )
     base = sana(graph, batch_size=4)
     (model,) = graph.add("HyperNoise_Apply", 1, TOP, model=base.model, hypernoise=base.hypernoise)
@@ -256,10 +256,10 @@ def sana_sprint_side_by_side(graph: Graph) -> None:
 def sana_sprint_mix_two_hypernetworks(graph: Graph) -> None:
     graph.note(
         "## Two hypernetworks, two sliders\n\nSeveral *Apply Noise Hypernetwork* nodes in a row add "
-        "up. Each hypernetwork sees the original noise, and its change is added with its own "
-        "*strength*, so one that was trained for looks and one for prompt following can be mixed. "
-        "Only one tiny hypernetwork comes with the extension, so it stands in both loaders here: "
-        "0.5 and 0.5 give what 1.0 of it gives. Choose your own ones.\n" + TINY + REAL_SANA
+        "up. Each hypernetwork reads the original noise, and its change is added with its own "
+        "*strength*, so you can mix one trained for aesthetics with one trained for prompt "
+        "following. The extension ships only one tiny hypernetwork, so both loaders use it here: "
+        "0.5 and 0.5 give the same result as 1.0 of it. Select your own.\n" + TINY + REAL_SANA
     )
     base = sana(graph)
     (second,) = graph.add(
@@ -279,9 +279,9 @@ def sana_sprint_mix_two_hypernetworks(graph: Graph) -> None:
 
 def sana_sprint_noise_prompt(graph: Graph) -> None:
     graph.note(
-        "## A prompt for the noise alone\n\nThe hypernetwork reads *noise_prompt*, the sampler reads "
-        "the positive prompt. Layout and colours that the noise suggests then come from one text, "
-        "the image from the other. Disconnect *noise_prompt* and both read the same.\n"
+        "## A separate prompt for the noise\n\nThe hypernetwork reads *noise_prompt*, and the sampler "
+        "reads the positive prompt. The layout and colours that the noise suggests come from one "
+        "text, the image from the other. Disconnect *noise_prompt* to use the same prompt for both.\n"
         + TINY + REAL_SANA
     )  # fmt: skip
     base = sana(graph)
@@ -299,13 +299,11 @@ def sana_sprint_noise_prompt(graph: Graph) -> None:
 
 def sana_sprint_advanced_sampler(graph: Graph) -> None:
     graph.note(
-        "## SamplerCustomAdvanced, and a look at the noise\n\n*Modulate Noise* takes a NOISE and "
-        "gives a NOISE, so the guider keeps the plain model; the sampler's sigmas tell it where "
-        "sampling starts. *SANA-Sprint Sigmas* with the sampler "
-        "lcm is the model's own schedule. *Preview Noise Delta* decodes the noise, the change and "
-        "the changed noise, as if they were images. *Noise to Latent* keeps the noise in a file.\n"
-        + TINY
-        + REAL_SANA
+        "## SamplerCustomAdvanced with a noise preview\n\n*Modulate Noise* takes a NOISE and "
+        "returns a NOISE, so the guider uses the plain model. The sampler's sigmas tell it where "
+        "sampling starts. *SANA-Sprint Sigmas* with the sampler lcm is the model's own schedule. "
+        "*Preview Noise Delta* decodes the noise, the change and the changed noise as if they were "
+        "images. *Noise to Latent* saves the noise in a file.\n" + TINY + REAL_SANA
     )
     base = sana(graph)
     (noise,) = graph.add("RandomNoise", 0, 740, noise_seed=7)
@@ -336,15 +334,15 @@ def sana_sprint_advanced_sampler(graph: Graph) -> None:
 REWARD = "tiny-preference (embedded)"
 REAL_REWARDS = """
 
-tiny-preference scores the tiny generator's shapes and nothing else. For real images choose HPSv2.1, ImageReward, CLIPScore, PickScore or all four (*paper*) in *Load Reward*, and switch on *download* there once."""
+tiny-preference only scores the tiny generator's shapes. For real images, select HPSv2.1, ImageReward, CLIPScore, PickScore or all four (*paper*) in *Load Reward*, and turn on *download* there once."""
 
 
 def sana_sprint_best_of_8(graph: Graph) -> None:
     graph.note(
-        "## Eight seeds, keep the best two\n\n*Seeds* gives a list, so the sampler runs once for each "
-        "seed. *Score Images* shows all eight with their scores; *Best of N* keeps the two that the "
-        "reward likes best, with their seeds: put one into an ordinary KSampler and the image comes "
-        "again.\n" + TINY + REAL_SANA + REAL_REWARDS, height=720,
+        "## Eight seeds, keep the best two\n\n*Seeds* returns a list, so the sampler runs once for each "
+        "seed. *Score Images* shows all eight images with their scores. *Best of N* keeps the two "
+        "with the highest reward and their seeds. To get such an image again, enter its seed in an "
+        "ordinary KSampler.\n" + TINY + REAL_SANA + REAL_REWARDS, height=720,
     )  # fmt: skip
     base = sana(graph)
     (model,) = graph.add("HyperNoise_Apply", 1, TOP, model=base.model, hypernoise=base.hypernoise)
@@ -370,9 +368,9 @@ def sana_sprint_best_of_8(graph: Graph) -> None:
 
 def sana_sprint_compare(graph: Graph) -> None:
     graph.note(
-        "## Does the hypernetwork help? A win rate\n\nSixteen images with and sixteen without, from "
-        "the same noises. *Compare Images* counts in how many pairs the reward prefers the second, "
-        "and says how sure that is: the interval holds the true rate with 95% confidence.\n"
+        "## Does the hypernetwork help? A win rate\n\nSixteen images with the hypernetwork and "
+        "sixteen without, from the same noises. *Compare Images* counts the pairs in which the "
+        "reward prefers the second image, and reports a 95% confidence interval.\n"
         + TINY + REAL_SANA + REAL_REWARDS, height=680,
     )  # fmt: skip
     base = sana(graph, batch_size=16)
@@ -394,10 +392,10 @@ def sana_sprint_compare(graph: Graph) -> None:
 
 def sana_sprint_reno(graph: Graph) -> None:
     graph.note(
-        "## ReNO: search the noise instead\n\nGradient ascent on the reward, over the noise of this "
-        "one image: what the hypernetwork learned to do in a single pass. Here it starts from the "
-        "hypernetwork's noise. Connect *RandomNoise* to *ReNO* instead and it starts from plain "
-        "noise, as in the paper (50 iterations). The picture shows the score before and after.\n"
+        "## ReNO: search for the noise\n\nReNO runs gradient ascent on the reward over the noise of "
+        "this one image. The hypernetwork learned to do the same in a single pass. Here ReNO starts "
+        "from the hypernetwork's noise. Connect *RandomNoise* to *ReNO* to start from plain noise, "
+        "as in the paper (50 iterations). The image shows the score before and after.\n"
         + TINY + REAL_SANA + REAL_REWARDS, height=720,
     )  # fmt: skip
     base = sana(graph)
@@ -431,14 +429,14 @@ def model(directory: str, name: str, repository: str, path: str | None = None) -
 
 OWN_HYPERNETWORK = """
 
-*Load Noise Hypernetwork* lists what lies in `models/hypernoise/`: a `.safetensors` file or a peft folder. A hypernetwork fits the generator it was trained on and no other; the node says so if it does not."""
+*Load Noise Hypernetwork* lists the `.safetensors` files and peft folders in `models/hypernoise/`. A hypernetwork only works with the generator it was trained on; otherwise the node reports an error."""
 
 
 def flux_schnell(graph: Graph) -> None:
     graph.note(
-        "## FLUX.1-schnell with a noise hypernetwork\n\nThe usual FLUX graph with one node between "
-        "the model and the sampler. It costs one extra pass of the model.\n\n"
-        "ComfyUI offers to download the model files that are missing." + OWN_HYPERNETWORK
+        "## FLUX.1-schnell with a noise hypernetwork\n\nThe usual FLUX workflow with one node "
+        "between the model and the sampler. It costs one extra pass of the model.\n\n"
+        "ComfyUI offers to download missing model files." + OWN_HYPERNETWORK
     )
     network, t5 = "flux1-schnell.safetensors", "t5xxl_fp8_e4m3fn.safetensors"
     text = "comfyanonymous/flux_text_encoders"
@@ -470,8 +468,8 @@ def flux_schnell(graph: Graph) -> None:
 
 def sd_turbo(graph: Graph) -> None:
     graph.note(
-        "## SD-Turbo with a noise hypernetwork\n\nThe usual graph with one node between the "
-        "checkpoint and the sampler. 512 x 512, cfg 1, one step and one extra pass.\n\nComfyUI "
+        "## SD-Turbo with a noise hypernetwork\n\nThe usual workflow with one node between "
+        "the checkpoint and the sampler. 512 x 512, cfg 1, one step and one extra pass.\n\nComfyUI "
         "offers to download the checkpoint if it is missing." + OWN_HYPERNETWORK
     )
     name = "sd_turbo.safetensors"
