@@ -1,4 +1,4 @@
-"""Nodes that handle the noise itself: for graphs with a NOISE input, and for a look at it."""
+"""Nodes around the noise: for graphs with a NOISE input, for a look at it, and for its seeds."""
 
 from typing import Any
 
@@ -174,3 +174,37 @@ class PreviewDelta(io.ComfyNode):
             for latents in (before, after - before, after)
         ]
         return io.NodeOutput(*images, ui=ui.PreviewImage(torch.cat(images), cls=cls))
+
+
+class Seeds(io.ComfyNode):
+    """A seed and a number -> a list of seeds that count up."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperNoise_Seeds",
+            display_name="Seeds",
+            category="HyperNoise",
+            description=(
+                "A list of seeds. A sampler that gets it runs once for each, so that every image "
+                "can be made again from its own seed."
+            ),
+            search_aliases=["seed list", "many seeds", "seed range", "best of n"],
+            inputs=[
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF - 4096,
+                    control_after_generate=True,
+                    tooltip="The first seed; the next ones count up.",
+                ),
+                io.Int.Input("count", default=8, min=1, max=4096, tooltip="How many."),
+            ],
+            outputs=[io.Int.Output(display_name="seeds", is_output_list=True)],
+        )
+
+    @classmethod
+    def execute(cls, seed: int, count: int) -> io.NodeOutput:
+        widgets.check(cls, seed=seed, count=count)
+        return io.NodeOutput([seed + i for i in range(count)])

@@ -1,4 +1,4 @@
-"""The nodes around NOISE: Modulate Noise, Noise to Latent, Preview Noise Delta."""
+"""The nodes around noise: Modulate Noise, Noise to Latent, Preview Noise Delta, Seeds."""
 
 import pytest
 import torch
@@ -171,3 +171,7 @@ def test_the_preview_shows_noise_delta_and_their_sum(comfy, loaded, noise):
     for images, drawn in zip(shown, (before, after - before, after), strict=True):
         assert images.shape == (2, 64, 64, 3)
         torch.testing.assert_close(images, loaded.vae.decode(format.process_out(drawn)))
+
+
+def test_seeds_count_up(comfy):
+    assert comfy.run("HyperNoise_Seeds", seed=5, count=3) == ([5, 6, 7],)
