@@ -28,7 +28,7 @@ from ..hypernoise_core.lora import LoraTarget
 from . import less_memory
 from .delta_cache import DeltaCache, UncacheableError, digest
 from .layer_names import layer_targets, output_sign
-from .sampling_run import SamplingRun
+from .sampling_run import SamplingRun, run_sampler
 
 KEY = "hypernoise"
 LOG = logging.getLogger("hypernoise")
@@ -423,23 +423,10 @@ def modulated_noise(
     Returns:
         Like `noise`. ComfyUI loads the model for it, as for sampling.
     """
-    latent = latent or {"samples": torch.zeros_like(noise)}
-    if sigmas is None:
-        sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
-    if len(sigmas) == 0:
+    if sigmas is not None and len(sigmas) == 0:
         return noise  # as no sampler runs
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": positive})
     sampler = _NoiseTaker()
-    guider.sample(
-        noise,
-        latent["samples"],
-        sampler,
-        sigmas,
-        denoise_mask=latent.get("noise_mask"),
-        disable_pbar=True,
-        seed=seed,
-    )
+    run_sampler(sampler, model, positive, noise, seed, latent, sigmas)
     return sampler.noise.to(noise)
 
 

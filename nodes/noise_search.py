@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..hypernoise_core.reno import RenoConfig, RenoResult, optimise_noise
 from .rewards import Rewards
-from .sampling_run import SamplingRun
+from .sampling_run import SamplingRun, run_sampler
 
 KEY = "hypernoise_reno"
 _NO_GRADIENT = ("modified by an inplace operation", "no autograd formula")  # of torch's errors
@@ -39,19 +39,9 @@ def search(
     loaded = model.clone()
     loaded.remove_additional_models("multigpu")  # copies on other GPUs, which no gradient reaches
     loaded.set_additional_models(KEY, [vae.patcher, *rewards.patchers.values()])
-    guider = comfy.samplers.CFGGuider(loaded)
-    guider.inner_set_conds({"positive": positive})
-    highest = float(model.get_model_object("model_sampling").sigma_max)
     sampler = _Search(vae, rewards, prompt, config, on_step)
     try:
-        guider.sample(
-            noise,
-            torch.zeros_like(noise),
-            sampler,
-            torch.tensor([highest, 0.0]),
-            disable_pbar=True,
-            seed=seed,
-        )
+        run_sampler(sampler, loaded, positive, noise, seed)
     except Exception as error:
         if any(sign in str(error) for sign in _NO_GRADIENT):
             raise TypeError(
@@ -83,7 +73,6 @@ class _Search(comfy.samplers.Sampler):
     def sample(
         self, guider, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs
     ) -> torch.Tensor:
-        run = SamplingRun(guider, sigmas, noise, latent_image)
         rewards = self.rewards.ensemble()
         prompts = [self.prompt] * len(noise)
 
@@ -93,6 +82,7 @@ class _Search(comfy.samplers.Sampler):
 
         # ComfyUI runs nodes in inference mode, in which no gradient exists.
         with torch.inference_mode(False), torch.enable_grad(), _kernels_with_gradient():
+            run = SamplingRun(guider, _ordinary(sigmas), noise, latent_image)
             prompt = _ordinary(run.prompt())
             with differentiable(run.model, self.vae.first_stage_model, rewards):
                 self.result = optimise_noise(
@@ -107,12 +97,7 @@ class _Search(comfy.samplers.Sampler):
 
 def _generate(run: SamplingRun, prompt: list[dict], vae: Any, x: torch.Tensor) -> torch.Tensor:
     """One step of the model from noise x (B, C, H, W): images (B, 3, height, width) in [0, 1]."""
-    sigma = torch.full_like(x[:, 0, 0, 0], run.full, requires_grad=False)
-    scaled = run.model.model_sampling.noise_scaling(
-        sigma[0], x, torch.zeros_like(x), max_denoise=True
-    )
-    options = {"transformer_options": {"sample_sigmas": run.sigmas.clone()}}
-    x0 = comfy.samplers.calc_cond_batch(run.model, [prompt], scaled, sigma, options)[0]
+    x0 = run.denoised(run.scaled(x), prompt)
     latents = run.model.process_latent_out(x0.float())
     images = vae.first_stage_model.decode(latents.to(vae.vae_dtype)).float()
     return (images / 2 + 0.5).clamp(0, 1)
@@ -160,7 +145,7 @@ def _on_same_memory(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _ordinary(value: Any) -> Any:
-    """A prompt with copies of its tensors that were made in inference mode."""
+    """Sigmas, or a prompt, with copies of the tensors that were made in inference mode."""
     if isinstance(value, torch.Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, comfy.conds.CONDRegular):

@@ -9,6 +9,7 @@ from typing import Any
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,7 @@ class SamplingRun:
     @property
     def uses_noise(self) -> bool:
         """Whether the noise has a part in what the sampler starts from."""
-        nothing = torch.zeros_like(self.noise)
-        scaled = self.model.model_sampling.noise_scaling(
-            self.sigmas[0], self.noise, nothing, self.starts_at_full_noise
-        )
-        return bool(torch.count_nonzero(scaled))
+        return bool(torch.count_nonzero(self.scaled(self.noise)))
 
     def prompt(self, noise_prompt: list | None = None) -> list[dict]:
         """The sampler's positive conditioning, or this one, without ControlNet and GLIGEN."""
@@ -88,21 +85,33 @@ class SamplingRun:
             and not sigma < cond.get("timestep_end", -math.inf)
         ]
 
+    def scaled(self, noise: torch.Tensor) -> torch.Tensor:
+        """What a sampler makes of noise (B, C, H, W) on an empty latent, before its first step."""
+        return self.model.model_sampling.noise_scaling(
+            self.sigmas[0], noise, torch.zeros_like(noise), self.starts_at_full_noise
+        )
+
+    def denoised(self, x: torch.Tensor, prompt: list[dict]) -> torch.Tensor:
+        """The model's x0 of x (B, C, H, W), by one pass at the sigma where sampling starts.
+
+        Areas, masks and several prompts are weighted by ComfyUI, as for a sampler. What the
+        sampling run attached to the model is left out.
+        """
+        sigma = self.sigmas[:1].clamp(max=self.full).repeat(len(x))
+        # Fresh options: patches, caches and compiled modules of the sampling run must neither act
+        # in this pass nor remember it.
+        options = {"transformer_options": {"sample_sigmas": self.sigmas}}
+        return comfy.samplers.calc_cond_batch(self.model, [prompt], x, sigma, options)[0]
+
     def raw_output(self, prompt: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the model's network makes of the noise itself at the timestep of pure noise.
-
-        Areas, masks and several prompts are weighted by ComfyUI, as for a sampler.
 
         Returns:
             The network's output (B, C, H, W), and where a prompt covers the image (B, 1, H, W); the
             output is 0 elsewhere.
         """
-        sigma = self.sigmas[:1].clamp(max=self.full).repeat(len(self.noise))
-        # Fresh options: patches, caches and compiled modules of the sampling run must neither act
-        # in this pass nor remember it.
-        options = {"transformer_options": {"sample_sigmas": self.sigmas}}
         with self._network_sees_noise():
-            x0 = comfy.samplers.calc_cond_batch(self.model, [prompt], self.noise, sigma, options)[0]
+            x0 = self.denoised(self.noise, prompt)
         # Where no prompt is (areas, masks) ComfyUI returns exact zeros.
         covered = x0.ne(0).any(dim=1, keepdim=True)
         return torch.where(covered, self.noise - x0, torch.zeros_like(x0)), covered
@@ -149,6 +158,39 @@ class _PureNoise(torch.nn.Module):
     ) -> torch.Tensor:
         """(B, C, H, W), never 0 in all channels, so that zeros show where no prompt is."""
         return model_input - model_output
+
+
+def run_sampler(
+    sampler: comfy.samplers.Sampler,
+    model: ModelPatcher,
+    positive: list,
+    noise: torch.Tensor,
+    seed: int,
+    latent: dict | None = None,
+    sigmas: torch.Tensor | None = None,
+) -> None:
+    """Let ComfyUI load a model and call one of our samplers, as it does for KSampler.
+
+    Args:
+        positive: the CONDITIONING.
+        noise: (B, C, H, W), on the CPU.
+        latent: the LATENT to start on; None: an empty one.
+        sigmas: the SIGMAS; None: one step from full noise.
+    """
+    latent = latent or {"samples": torch.zeros_like(noise)}
+    if sigmas is None:
+        sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": positive})
+    guider.sample(
+        noise,
+        latent["samples"],
+        sampler,
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        disable_pbar=True,
+        seed=seed,
+    )
 
 
 def is_empty(samples: Any) -> bool:
