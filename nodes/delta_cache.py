@@ -8,7 +8,8 @@ from threading import Lock
 from typing import Any
 
 import torch
-from comfy.conds import CONDRegular
+
+from .conditioning import children
 
 _ENTRIES = 8  # latents, so a few megabytes at most
 _NOT_READ = frozenset({"uuid"})  # of a prompt: new for every run, changes nothing
@@ -70,19 +71,12 @@ def _feed(state: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         state.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
         state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    elif isinstance(value, CONDRegular):  # and its subclasses
-        state.update(type(value).__name__.encode())
-        _feed(state, vars(value))
-    elif isinstance(value, dict):
-        state.update(f"dict {len(value)};".encode())
-        for key in sorted(value, key=str):
+    elif (inner := children(value)) is not None:
+        state.update(f"{type(value).__name__} {len(inner)};".encode())
+        for key in sorted(inner, key=str):
             if key not in _NOT_READ:
                 state.update(f"{key}:".encode())
-                _feed(state, value[key])
-    elif isinstance(value, (list, tuple)):
-        state.update(f"list {len(value)};".encode())
-        for item in value:
-            _feed(state, item)
+                _feed(state, inner[key])
     elif value is None or isinstance(value, (str, bytes, int, float, bool, torch.dtype)):
         state.update(f"{type(value).__name__} {value!r};".encode())
     else:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.conds
 import comfy.model_management
 import comfy.samplers
 import torch
+
+from .conditioning import map_tensors
 
 
 def free_memory(guider: comfy.samplers.CFGGuider, device: torch.device) -> None:
@@ -30,18 +31,8 @@ def prompt_of_images(prompt: Sequence[dict[str, Any]], images: Sequence[int]) ->
             images is repeated for them, as ComfyUI does it.
         images: their places in the batch.
     """
-    return [{name: _rows(value, images) for name, value in cond.items()} for cond in prompt]
 
+    def rows(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[[image % len(tensor) for image in images]] if tensor.ndim > 0 else tensor
 
-def _rows(value: Any, images: Sequence[int]) -> Any:
-    if isinstance(value, torch.Tensor) and value.ndim > 0:
-        return value[[image % len(value) for image in images]]
-    if isinstance(value, comfy.conds.CONDConstant):
-        return value
-    if isinstance(value, comfy.conds.CONDRegular):
-        return value._copy_with(_rows(value.cond, images))
-    if isinstance(value, dict):
-        return {name: _rows(inner, images) for name, inner in value.items()}
-    if isinstance(value, list):  # of tensors; in conditioning nothing else goes by images
-        return [_rows(inner, images) for inner in value]
-    return value
+    return [map_tensors(rows, cond, constants=False) for cond in prompt]

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import comfy.conds
 import comfy.model_management as management
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..hypernoise_core.reno import RenoConfig, RenoResult, optimise_noise
+from .conditioning import map_tensors
 from .rewards import Rewards
 from .sampling_run import SamplingRun, run_sampler
 
@@ -146,12 +146,4 @@ def _on_same_memory(tensor: torch.Tensor) -> torch.Tensor:
 
 def _ordinary(value: Any) -> Any:
     """Sigmas, or a prompt, with copies of the tensors that were made in inference mode."""
-    if isinstance(value, torch.Tensor):
-        return value.clone() if value.is_inference() else value
-    if isinstance(value, comfy.conds.CONDRegular):
-        return value._copy_with(_ordinary(value.cond))
-    if isinstance(value, dict):
-        return {key: _ordinary(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_ordinary(item) for item in value)
-    return value
+    return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, value)
