@@ -53,13 +53,13 @@ class WholeModelPatcher(ModelPatcher):
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
         return 0  # nothing freed; ComfyUI then unloads the model completely
 
-    def made_by(self, make: Callable[[], "WholeModelPatcher"]) -> "WholeModelPatcher":
-        """Itself, knowing how to be made again: that is how ComfyUI copies a model to another GPU.
+    def with_factory(self, factory: Callable[[], "WholeModelPatcher"]) -> "WholeModelPatcher":
+        """Itself, with what ComfyUI calls to copy the model to another GPU.
 
         Args:
-            make: gives one with weights of its own, as they were before anything patched them.
+            factory: returns a patcher with weights of its own, unpatched.
         """
-        self.cached_patcher_init = (lambda disable_dynamic=True: make(), ())
+        self.cached_patcher_init = (lambda disable_dynamic=True: factory(), ())
         return self
 
 
@@ -70,7 +70,7 @@ def manage(module: torch.nn.Module) -> WholeModelPatcher:
     offload_device = comfy.model_management.unet_offload_device()
     patcher = WholeModelPatcher(holder, device, offload_device)
     # Nothing patches such a module, so a copy is as good as one that is loaded anew.
-    return patcher.made_by(lambda: manage(copy.deepcopy(module)))
+    return patcher.with_factory(lambda: manage(copy.deepcopy(module)))
 
 
 class _Holder(torch.nn.Module):
@@ -211,7 +211,7 @@ class NoiseModulation:
 
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def __call__(
         self,
@@ -242,19 +242,19 @@ class NoiseModulation:
         active = []
         for part in self._loaded_parts(run):
             prompt = run.prompt(part.noise_prompt)
-            if reason := _reason_to_leave(run, part, prompt):
-                self._say_once(logging.WARNING, f"{part.hypernoise.name} is not used: {reason}")
+            if reason := _reason_to_skip(run, part, prompt):
+                self._log_once(logging.WARNING, f"{part.hypernoise.name} is not used: {reason}")
             else:
                 active.append((part, run.active(prompt)))
         if not active:
             return None
         total = torch.zeros_like(run.noise)
-        share = 1.0 if run.starts_from_noise_alone else run.start / run.full
+        share = 1.0 if run.starts_from_noise_alone else run.first_sigma / run.sigma_max
         progress = comfy.utils.ProgressBar(len(active))
         for part, prompt in active:
             comfy.model_management.throw_exception_if_processing_interrupted()
             if not run.starts_at_full_noise:
-                self._say_once(logging.INFO, f"{part.hypernoise.name} {_use_below_full(run)}")
+                self._log_once(logging.INFO, f"{part.hypernoise.name} {_use_below_full(run)}")
             delta = predict(run, part, prompt)
             if delta is not None:
                 total += part.strength * share * delta
@@ -270,13 +270,13 @@ class NoiseModulation:
         loaded = dict(zip(_patchers(self.parts), beside, strict=True))
         return [part.with_patcher(loaded[part.hypernoise.patcher]) for part in self.parts]
 
-    def _say_once(self, level: int, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+    def _log_once(self, level: int, message: str) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
             LOG.log(level, "HyperNoise: %s", message)
 
 
-def _reason_to_leave(run: SamplingRun, part: Part, prompt: list[dict]) -> str | None:
+def _reason_to_skip(run: SamplingRun, part: Part, prompt: list[dict]) -> str | None:
     """Why the noise must stay as it is; None if it is to be modulated."""
     if not run.uses_noise:
         return (
@@ -285,26 +285,27 @@ def _reason_to_leave(run: SamplingRun, part: Part, prompt: list[dict]) -> str | 
         )
     if not run.starts_from_noise_alone and part.at_partial_noise == LEAVE:
         return (
-            f"sampling starts at sigma {run.start:.4g} instead of {run.full:.4g} on a latent that "
-            f"is not empty (denoise below 1, a later first step, or a scheduler that begins "
-            f"lower), so an image is mixed into the noise. at_partial_noise changes that."
+            f"sampling starts at sigma {run.first_sigma:.4g} instead of {run.sigma_max:.4g} on a "
+            f"latent that is not empty (denoise below 1, a later first step, or a scheduler that "
+            f"begins lower), so an image is mixed into the noise. at_partial_noise changes that."
         )
     if not prompt:
         return "the sampler has no positive conditioning to read the prompt from."
     if not run.active(prompt):
         return (
-            f"no prompt is active at sigma {run.start:.4g}, where sampling starts; the time ranges "
-            f"of its prompts begin later or end before."
+            f"no prompt is active at sigma {run.first_sigma:.4g}, where sampling starts; the time "
+            f"ranges of its prompts begin later or end before."
         )
     return None
 
 
 def _use_below_full(run: SamplingRun) -> str:
     """What is done with the change where sampling starts below full noise."""
-    start = f"sampling starts at sigma {run.start:.4g} instead of {run.full:.4g}"
+    start = f"sampling starts at sigma {run.first_sigma:.4g} instead of {run.sigma_max:.4g}"
     if run.starts_from_noise_alone:
         return f"is used in full: {start}, but on an empty latent, so from noise alone."
-    return f"is used with its change times {run.start / run.full:.4g}: {start} (at_partial_noise)."
+    share = run.first_sigma / run.sigma_max
+    return f"is used with its change times {share:.4g}: {start} (at_partial_noise)."
 
 
 def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | None:
@@ -327,7 +328,7 @@ def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | 
     cache, owners = part.hypernoise.cache, run.model_objects
     if key is not None and (known := cache.find(owners, key)) is not None:
         return known.to(run.noise)
-    delta = _unless_out_of_memory(_run_network, run, part, prompt)
+    delta = _none_if_out_of_memory(_run_network, run, part, prompt)
     if delta is None:
         LOG.warning(
             "HyperNoise: no memory for the pass of %s; trying again, image by image, with other "
@@ -335,7 +336,7 @@ def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | 
             part.hypernoise.name,
         )
         less_memory.free_memory(run.guider, run.noise.device)
-        delta = _unless_out_of_memory(_run_image_by_image, run, part, prompt)
+        delta = _none_if_out_of_memory(_run_image_by_image, run, part, prompt)
     if delta is None:
         shape = " x ".join(map(str, run.noise.shape))
         message = (
@@ -353,7 +354,7 @@ def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | 
     return delta
 
 
-def _unless_out_of_memory(
+def _none_if_out_of_memory(
     compute: Callable[[SamplingRun, Part, list[dict]], torch.Tensor],
     run: SamplingRun,
     part: Part,
@@ -425,12 +426,12 @@ def modulated_noise(
     """
     if sigmas is not None and len(sigmas) == 0:
         return noise  # as no sampler runs
-    sampler = _NoiseTaker()
+    sampler = _NoiseRecorder()
     run_sampler(sampler, model, positive, noise, seed, latent, sigmas)
     return sampler.noise.to(noise)
 
 
-class _NoiseTaker(comfy.samplers.Sampler):
+class _NoiseRecorder(comfy.samplers.Sampler):
     """A sampler that only looks at the noise it is given."""
 
     noise: torch.Tensor

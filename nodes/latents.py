@@ -32,13 +32,13 @@ def pick(latents: Sequence[dict[str, Any]], chosen: Sequence[int]) -> dict[str, 
     for latent, _ in reversed(picked):
         kept.update(latent)
     kept["samples"] = torch.stack(samples)
-    kept["batch_index"] = [_place(latent, i) for latent, i in picked]
+    kept["batch_index"] = [_batch_index(latent, i) for latent, i in picked]
     if kept.get("noise_mask") is not None:
         kept["noise_mask"] = _stacked([_mask(latent, i) for latent, i in picked])
     return kept
 
 
-def _place(latent: dict[str, Any], i: int) -> int:
+def _batch_index(latent: dict[str, Any], i: int) -> int:
     """Of an image in the batch that its noise was drawn for."""
     return latent["batch_index"][i] if "batch_index" in latent else i
 

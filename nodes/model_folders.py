@@ -33,7 +33,7 @@ SANA_SPRINT = "sana_sprint"
 WIDGETS = {HYPERNOISE: "hypernetwork", SANA_SPRINT: "folder"}  # that offer what lies there
 EMBEDDED = " (embedded)"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-REGISTER = (
+NOT_FOLLOWED = (
     "is or lies behind a link out of the models folders, which is not followed; register the "
     "folder that it leads to in extra_model_paths.yaml instead"
 )
@@ -60,17 +60,17 @@ def hypernetworks() -> dict[str, Path]:
         for folder, _, files in _walk(root):
             names = sorted(name for name in files if Path(name).suffix.lower() in _ADAPTER)
             # What is read beside the weights has to lie here as well.
-            peft = [_is_here(folder / name, roots) for name in _PEFT if name in files]
+            peft = [_is_inside_any(folder / name, roots) for name in _PEFT if name in files]
             if not all(peft):
                 names = []
             for name in names:
-                if not _is_here(folder / name, roots):
+                if not _is_inside_any(folder / name, roots):
                     continue
                 paths = [folder] if _CONFIG in files else [folder / name]
                 if folder == root:  # other files may lie beside a peft adapter there
                     paths = [folder / name, *(paths if name in _PEFT else [])]
                 for path in paths:
-                    if _is_name(shown := _shown(path, root)):
+                    if _is_name(shown := _display_name(path, root)):
                         found.setdefault(shown, path)
     for path in sorted(ASSETS.glob("*hypernoise*.safetensors")):
         found[path.stem + EMBEDDED] = path
@@ -88,14 +88,14 @@ def sana_sprint_folders() -> dict[str, Path]:
     for kind in (SANA_SPRINT, "diffusers"):
         for root in _roots(kind):
             for folder in _pipeline_folders(root):
-                if _is_name(shown := _shown(folder, root)):
+                if _is_name(shown := _display_name(folder, root)):
                     found.setdefault(shown, folder)
     for folder in _pipeline_folders(ASSETS):
         found[folder.name + EMBEDDED] = folder
     return found
 
 
-def find(known: dict[str, Path], name: str, place: str) -> Path:
+def find(known: dict[str, Path], name: str, kind: str) -> Path:
     """The path behind a widget's value, which is anything where the widget is linked.
 
     Raises:
@@ -103,26 +103,26 @@ def find(known: dict[str, Path], name: str, place: str) -> Path:
     """
     if isinstance(name, str) and name in known:
         return known[name]
-    shown = f"{WIDGETS[place]} {name!r:.200}"
+    shown = f"{WIDGETS[kind]} {name!r:.200}"
     names = ", ".join(list(known)[:_SHOWN]) or "none found"
     names += f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-    if not isinstance(name, str) or not _is_name(name) or _leads_away(name):
-        raise ValueError(f"{shown} is no name of a file in models/{place}. Known: {names}.")
-    if any(_is_linked(root, name) for root in _roots(place)):
-        raise ValueError(f"{shown} of models/{place} {REGISTER}.")
-    raise ValueError(f"{shown} is not in models/{place}. Known: {names}.")
+    if not isinstance(name, str) or not _is_name(name) or _is_path(name):
+        raise ValueError(f"{shown} is no name of a file in models/{kind}. Known: {names}.")
+    if any(_is_linked(root, name) for root in _roots(kind)):
+        raise ValueError(f"{shown} of models/{kind} {NOT_FOLLOWED}.")
+    raise ValueError(f"{shown} is not in models/{kind}. Known: {names}.")
 
 
-def check_links(folder: Path, place: str) -> None:
+def check_links(folder: Path, kind: str) -> None:
     """Makes sure that all of a chosen folder's files lie in the models folders.
 
     Raises:
         ValueError: names the link that leads out.
     """
-    roots = [*_roots(place), *_roots("diffusers"), ASSETS]
+    roots = [*_roots(kind), *_roots("diffusers"), ASSETS]
     for path in folder.rglob("*"):
-        if _is_link(path) and not (path.is_file() and _is_here(path, roots)):
-            raise ValueError(f"{str(path)!r} {REGISTER}.")
+        if _is_link(path) and not (path.is_file() and _is_inside_any(path, roots)):
+            raise ValueError(f"{str(path)!r} {NOT_FOLLOWED}.")
 
 
 def fingerprint_of(known: dict[str, Path], name: str | None) -> str:
@@ -146,7 +146,7 @@ def _roots(kind: str) -> list[Path]:
     return [Path(path) for path in folder_paths.get_folder_paths(kind)]
 
 
-def _shown(path: Path, root: Path) -> str:
+def _display_name(path: Path, root: Path) -> str:
     """The name of what lies in a registered folder, or of that folder itself."""
     return root.name if path == root else path.relative_to(root).as_posix()
 
@@ -161,7 +161,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str], set[str]]]:
     for folder, subfolders, files in os.walk(root):
         linked = [name for name in subfolders if _is_link(Path(folder, name))]
         for name in linked:
-            _say_once(f"{os.path.join(folder, name)!r} {REGISTER}.")
+            _log_once(f"{os.path.join(folder, name)!r} {NOT_FOLLOWED}.")
         subfolders[:] = sorted(set(subfolders) - set(linked))
         yield Path(folder), subfolders, set(files)
 
@@ -181,16 +181,16 @@ def _pipeline_folders(root: Path) -> list[Path]:
 
 def _is_sana_sprint(index: Path, root: Path) -> bool:
     """A file that cannot be read is none, so that one of them does not close the whole menu."""
-    if not _is_here(index, [root]):
+    if not _is_inside_any(index, [root]):
         return False
     try:
         return read_json(index, _LARGEST_INDEX).get("_class_name") == "SanaSprintPipeline"
     except ValueError as error:
-        _say_once(f"this folder is left out: {error}")
+        _log_once(f"this folder is left out: {error}")
         return False
 
 
-def _is_here(path: Path, roots: Iterable[Path]) -> bool:
+def _is_inside_any(path: Path, roots: Iterable[Path]) -> bool:
     """Whether it is a file, and one of these folders holds it in truth."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -202,7 +202,7 @@ def _is_here(path: Path, roots: Iterable[Path]) -> bool:
     except (OSError, RuntimeError):  # a link to nothing, or in a circle
         return False
     if not inside:
-        _say_once(f"{str(path)!r} {REGISTER}.")
+        _log_once(f"{str(path)!r} {NOT_FOLLOWED}.")
     return inside
 
 
@@ -232,12 +232,12 @@ def _is_name(name: str) -> bool:
     return printable(name) == name and "\n" not in name and "\t" not in name
 
 
-def _leads_away(name: str) -> bool:
+def _is_path(name: str) -> bool:
     """Whether it is a path rather than a name below a folder, on this system or another."""
     parts = name.replace("\\", "/").split("/")
     return name == "" or ".." in parts or parts[0] == "" or ":" in parts[0]
 
 
 @lru_cache(maxsize=1000)
-def _say_once(text: str) -> None:
+def _log_once(text: str) -> None:
     LOG.warning("HyperNoise: %s", printable(text))

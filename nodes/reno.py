@@ -144,7 +144,7 @@ class ReNO(io.ComfyNode):
         def on_step(step: int, images: torch.Tensor, scores: torch.Tensor) -> None:
             if step == 0:
                 before.extend(scores.tolist())
-            shown = pictures.as_picture(torch.cat(list(captioned(images, scores)[:4]), dim=1))
+            shown = pictures.to_pil(torch.cat(list(captioned(images, scores)[:4]), dim=1))
             progress.update_absolute(step, iterations, ("JPEG", shown, _PREVIEW))
 
         result = noise_search.search(

@@ -35,19 +35,21 @@ class SamplingRun:
         return [self.model, *(replaced[name] for name in sorted(replaced))]
 
     @property
-    def start(self) -> float:
+    def first_sigma(self) -> float:
         """The first sigma."""
         return float(self.sigmas[0])
 
     @property
-    def full(self) -> float:
+    def sigma_max(self) -> float:
         """The sigma of pure noise."""
         return float(self.model.model_sampling.sigma_max)
 
     @property
     def starts_at_full_noise(self) -> bool:
         """Whether ComfyUI's samplers take the first sigma for the highest one."""
-        return self.start >= self.full or math.isclose(self.start, self.full, rel_tol=1e-5)
+        return self.first_sigma >= self.sigma_max or math.isclose(
+            self.first_sigma, self.sigma_max, rel_tol=1e-5
+        )
 
     @property
     def starts_from_noise_alone(self) -> bool:
@@ -77,7 +79,7 @@ class SamplingRun:
 
     def active(self, prompt: list[dict]) -> list[dict]:
         """The parts of a prompt whose time range holds where sampling starts, without the range."""
-        sigma = self.sigmas[0].clamp(max=self.full)
+        sigma = self.sigmas[0].clamp(max=self.sigma_max)
         return [
             _without(cond, "timestep_start", "timestep_end")
             for cond in prompt
@@ -97,7 +99,7 @@ class SamplingRun:
         Areas, masks and several prompts are weighted by ComfyUI, as for a sampler. What the
         sampling run attached to the model is left out.
         """
-        sigma = self.sigmas[:1].clamp(max=self.full).repeat(len(x))
+        sigma = self.sigmas[:1].clamp(max=self.sigma_max).repeat(len(x))
         # Fresh options: patches, caches and compiled modules of the sampling run must neither act
         # in this pass nor remember it.
         options = {"transformer_options": {"sample_sigmas": self.sigmas}}

@@ -78,13 +78,13 @@ class ScoreImages(io.ComfyNode):
         one_prompt_per_line: Sequence[bool] = (False,),
     ) -> io.NodeOutput:
         (scored,) = score(cls, {"images": images}, reward, prompt, one_prompt_per_line)
-        shown = _one_size(images, [f"{s:.3f}" for s in scored.total.tolist()])
-        text = "\n".join([*scored.complaints, scored.table()])
+        shown = _captioned(images, [f"{s:.3f}" for s in scored.total.tolist()])
+        text = "\n".join([*scored.warnings, scored.table()])
         return io.NodeOutput(
             scored.total.tolist(),
             scored.total.mean().item(),
             text,
-            ui=_Shown(shown, text, cls),
+            ui=_Preview(shown, text, cls),
         )
 
 
@@ -147,7 +147,7 @@ class BestOfN(io.ComfyNode):
         latents: list[dict] | None = None,
         seeds: list[int] | None = None,
     ) -> io.NodeOutput:
-        wanted = widgets.only(cls, "keep", keep)
+        wanted = widgets.single(cls, "keep", keep)
         widgets.check(cls, keep=wanted)
         (scored,) = score(cls, {"images": images}, reward, prompt, one_prompt_per_line)
         count = len(scored.total)
@@ -156,7 +156,7 @@ class BestOfN(io.ComfyNode):
         chosen = scored.total.argsort(descending=True, stable=True)[:wanted].tolist()
         best = _chosen_images(images, chosen)
         scores = [scored.total[i].item() for i in chosen]
-        text = "\n".join([*scored.complaints, scored.table(chosen)])
+        text = "\n".join([*scored.warnings, scored.table(chosen)])
         return io.NodeOutput(
             best,
             _NotConnected("latents")
@@ -164,7 +164,7 @@ class BestOfN(io.ComfyNode):
             else _chosen_latents(latents, chosen, count),
             _NotConnected("seeds") if seeds is None else _chosen_seeds(seeds, images, chosen),
             scores,
-            ui=_Shown(_one_size([best], [f"{s:.3f}" for s in scores]), text, cls),
+            ui=_Preview(_captioned([best], [f"{s:.3f}" for s in scores]), text, cls),
         )
 
 
@@ -218,8 +218,8 @@ class CompareImages(io.ComfyNode):
             f"(95% confidence: {result.low:.1%} to {result.high:.1%}); mean score "
             f"{totals[0].mean():.4g} and {totals[1].mean():.4g}"
         )
-        text = "\n".join([*scored[0].complaints, text])
-        return io.NodeOutput(result.win_rate, plot, text, ui=_Shown(plot, text, cls))
+        text = "\n".join([*scored[0].warnings, text])
+        return io.NodeOutput(result.win_rate, plot, text, ui=_Preview(plot, text, cls))
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class Scored:
 
     each: dict[str, torch.Tensor]
     total: torch.Tensor
-    complaints: list[str]
+    warnings: list[str]
 
     def table(self, rows: Sequence[int] | None = None) -> str:
         """A line an image."""
@@ -252,8 +252,8 @@ def score(
     Raises:
         ValueError: prompts and images do not fit each other, or an image cannot be scored.
     """
-    rewards = widgets.only(node, "reward", reward)
-    per_line = widgets.only(node, "one_prompt_per_line", one_prompt_per_line)
+    rewards = widgets.single(node, "reward", reward)
+    per_line = widgets.single(node, "one_prompt_per_line", one_prompt_per_line)
     widgets.check(node, one_prompt_per_line=per_line)
     for text in prompt:
         widgets.check(node, prompt=text)
@@ -264,14 +264,14 @@ def score(
     prompts = prompts_for(list(counts.values()), prompt, per_line)
     comfy.model_management.load_models_gpu(list(rewards.patchers.values()))
     ensemble = rewards.ensemble()
-    complaints = ensemble.complaints(prompts)
-    for complaint in complaints:
-        comfy_model.LOG.warning("HyperNoise: %s", printable(complaint))
-    return [_scored(ensemble, images, prompts, complaints) for images in sides.values()]
+    warnings = ensemble.complaints(prompts)
+    for warning in warnings:
+        comfy_model.LOG.warning("HyperNoise: %s", printable(warning))
+    return [_scored(ensemble, images, prompts, warnings) for images in sides.values()]
 
 
 def _scored(
-    ensemble: Ensemble, images: list[torch.Tensor], prompts: list[str], complaints: list[str]
+    ensemble: Ensemble, images: list[torch.Tensor], prompts: list[str], warnings: list[str]
 ) -> Scored:
     parts, start = [], 0
     for batch in filter(len, images):
@@ -279,7 +279,7 @@ def _scored(
         parts.append(score_in_batches(ensemble, pixels, prompts[start : start + len(batch)]))
         start += len(batch)
     each = {name: torch.cat([part[name] for part in parts]) for name in ensemble.weights}
-    return Scored(each, ensemble.total(each), complaints)
+    return Scored(each, ensemble.total(each), warnings)
 
 
 def image_counts(name: str, images: Sequence[torch.Tensor]) -> list[int]:
@@ -337,7 +337,7 @@ def prompts_for(sides: Sequence[Sequence[int]], prompt: list[str], per_line: boo
         sides = [[1] * sum(sides[0])]  # the first line belongs to the first image
     check_prompts(prompt)
     count = sum(sides[0])
-    spread = [each for counts in sides if (each := _spread(prompt, counts))]
+    spread = [each for counts in sides if (each := _one_per_image(prompt, counts))]
     if not spread or (per_line and len(prompt) != count):
         raise ValueError(
             f"prompt: {len(prompt)} prompts for {count} images; give one for all (with "
@@ -351,7 +351,7 @@ def prompts_for(sides: Sequence[Sequence[int]], prompt: list[str], per_line: boo
     return spread[0]
 
 
-def _spread(values: Sequence[Any], counts: Sequence[int]) -> list[Any] | None:
+def _one_per_image(values: Sequence[Any], counts: Sequence[int]) -> list[Any] | None:
     """One for each image, from one for all images, one for each or one for each batch; None where
     it is another number."""
     if len(values) == 1:
@@ -412,7 +412,7 @@ def _chosen_seeds(seeds: list[int], images: list[torch.Tensor], chosen: list[int
     for seed in seeds:
         widgets.check(BestOfN, seeds=seed)
     counts = list(map(len, images))
-    each = _spread(seeds, counts)
+    each = _one_per_image(seeds, counts)
     if each is None:
         raise ValueError(
             f"Best of N: {len(seeds)} seeds for {sum(counts)} images; give one for all, one for "
@@ -421,7 +421,7 @@ def _chosen_seeds(seeds: list[int], images: list[torch.Tensor], chosen: list[int
     return [each[i] for i in chosen]
 
 
-def _one_size(images: list[torch.Tensor], captions: list[str]) -> torch.Tensor:
+def _captioned(images: list[torch.Tensor], captions: list[str]) -> torch.Tensor:
     """All images with their captions as one batch, in the size of the first."""
     drawn, start = [], 0
     for batch in filter(len, images):
@@ -434,7 +434,7 @@ def _one_size(images: list[torch.Tensor], captions: list[str]) -> torch.Tensor:
     return torch.cat(drawn)
 
 
-class _Shown:
+class _Preview:
     """Pictures and a text below them, as ComfyUI's page shows them on a node."""
 
     def __init__(self, images: torch.Tensor, text: str, node: type[io.ComfyNode]) -> None:

@@ -26,7 +26,7 @@ def check(node: type[io.ComfyNode], **values: Any) -> None:
             )
 
 
-def only(node: type[io.ComfyNode], name: str, values: list[Any]) -> Any:
+def single(node: type[io.ComfyNode], name: str, values: list[Any]) -> Any:
     """The value of an input that holds for all images, of a node that takes lists.
 
     Raises:

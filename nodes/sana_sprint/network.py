@@ -53,7 +53,7 @@ def _load(
     )
     model = SanaSprint(SanaConfig(latent_format), network.requires_grad_(False).eval())
     patcher = WholeModelPatcher(model, device, management.unet_offload_device())
-    return patcher.made_by(lambda: _load(folder, dtype, variant, downscale, scale))
+    return patcher.with_factory(lambda: _load(folder, dtype, variant, downscale, scale))
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:

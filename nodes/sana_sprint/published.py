@@ -36,25 +36,25 @@ def download(name: str) -> Path:
     from huggingface_hub.utils import filter_repo_objects
 
     root = Path(folder_paths.get_folder_paths(SANA_SPRINT)[0])
-    arriving, target = root / ".downloading" / name, root / name
+    partial, target = root / ".downloading" / name, root / name
     wanted = ["model_index.json"]
     wanted += [f"{part}/*{suffix}" for part in _PARTS for suffix in _SUFFIXES]
     repository = REPOSITORIES[name]
     with hub.arriving(repository):
         # Where the hub does not answer, snapshot_download takes what lies there for the whole.
         model = HfApi().model_info(repository, revision=_REVISIONS.get(name))
-        snapshot_download(repository, local_dir=arriving, allow_patterns=wanted, revision=model.sha)
+        snapshot_download(repository, local_dir=partial, allow_patterns=wanted, revision=model.sha)
         listed = filter_repo_objects(
             [file.rfilename for file in model.siblings], allow_patterns=wanted
         )
-        if missing := [file for file in listed if not (arriving / file).is_file()]:
+        if missing := [file for file in listed if not (partial / file).is_file()]:
             raise OSError(f"{len(missing)} of its files are missing, such as {missing[0]}")
-    for path in sorted(arriving.rglob("*.safetensors")):
-        published = WeightFile(repository, path.relative_to(arriving).as_posix())
+    for path in sorted(partial.rglob("*.safetensors")):
+        published = WeightFile(repository, path.relative_to(partial).as_posix())
         try:
             check(path, published)  # against what the hub said of it
         except TensorFileError:
             path.unlink()  # else the next try takes it for complete
             raise
-    arriving.rename(target)
+    partial.rename(target)
     return target

@@ -47,7 +47,7 @@ def load(
     clip.tokenizer = SanaTokenizer()
     clip.patcher = WholeModelPatcher(
         encoder, device, management.text_encoder_offload_device()
-    ).made_by(lambda: load(folder, dtype, instruction, variant).patcher)
+    ).with_factory(lambda: load(folder, dtype, instruction, variant).patcher)
     clip.patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
     clip.patcher.is_clip = True
     clip.layer_idx = None

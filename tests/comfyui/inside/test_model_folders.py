@@ -167,7 +167,7 @@ def test_a_folder_that_is_registered_as_the_log_advises_is_offered(
         link.symlink_to(own, True)
         try:
             assert own.name not in known() and "linked" not in known()
-            assert f"{str(link)!r} {folders.REGISTER}" in caplog.text
+            assert f"{str(link)!r} {folders.NOT_FOLLOWED}" in caplog.text
             register(kind, link.resolve())
             assert known()[own.name] == own
         finally:

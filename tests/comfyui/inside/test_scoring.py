@@ -94,7 +94,7 @@ def test_what_a_resize_leaves_outside_of_0_and_1_does_not_count(comfy, redness):
     assert scores == pytest.approx([2.0])
 
 
-def test_a_prompt_of_which_a_reward_reads_a_part_is_complained_about(comfy, reward, caplog):
+def test_a_prompt_of_which_a_reward_reads_a_part_is_warned_about(comfy, reward, caplog):
     image = torch.full((1, 64, 64, 3), 0.5)
     inputs = {"images": [image], "reward": [reward], "prompt": ["three green triangles " * 40]}
     for node, place in (("ScoreImages", 2), ("BestOfN", None)):
