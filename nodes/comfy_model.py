@@ -48,6 +48,7 @@ class WholeModelPatcher(ModelPatcher):
     """
 
     def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        # More bytes than any model has, so that all of it is loaded.
         return super().partially_load(device_to, 1e32, force_patch_weights)
 
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
@@ -59,6 +60,7 @@ class WholeModelPatcher(ModelPatcher):
         Args:
             factory: returns a patcher with weights of its own, unpatched.
         """
+        # ComfyUI asks by keyword for a patcher that does not stream its weights; ours never does.
         self.cached_patcher_init = (lambda disable_dynamic=True: factory(), ())
         return self
 
@@ -172,7 +174,7 @@ def _prepare_on_the_model_s_device(
 
     Arguments and result are those of ComfyUI's `prepare_sampling`.
     """
-    for patcher in model.get_additional_models_with_key(KEY):
+    for patcher in model.get_additional_models_with_key(KEY):  # clones that only this model has
         patcher.load_device = model.load_device
     return executor(model, *args, **kwargs)
 

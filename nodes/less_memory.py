@@ -19,6 +19,7 @@ def free_memory(guider: comfy.samplers.CFGGuider, device: torch.device) -> None:
         for loaded in management.current_loaded_models
         if loaded.model is not None and any(loaded.model.model is model for model in used)
     ]
+    # More bytes than any device has, so that all the others go.
     management.free_memory(1e30, device, keep_loaded=keep)
     management.soft_empty_cache()
 

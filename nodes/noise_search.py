@@ -116,6 +116,7 @@ def differentiable(*modules: torch.nn.Module) -> Iterator[None]:
                 for name, tensor in store.items():
                     if tensor is not None and tensor.is_inference():
                         replaced.append((store, name, tensor))
+        # Into the stores themselves: a module's own setattr may do more than replace.
         for store, name, tensor in replaced:
             twin = _on_same_memory(tensor)
             is_parameter = isinstance(tensor, torch.nn.Parameter)
@@ -138,6 +139,7 @@ def _kernels_with_gradient() -> Iterator[None]:
 
 
 def _on_same_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """An ordinary tensor. A view or `detach` would not do: of an inference tensor it is one too."""
     twin = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return twin.set_(
         tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()

@@ -141,7 +141,7 @@ class _PureNoise(torch.nn.Module):
     def __init__(self, timestep: float, replaced: torch.nn.Module) -> None:
         super().__init__()
         self._timestep = timestep
-        self._replaced = (replaced,)  # not as a part of this module
+        self._replaced = (replaced,)  # in a tuple, so that torch does not make it a submodule
 
     def __getattr__(self, name: str) -> Any:
         """What the replaced object says, to another thread that plans its sigmas meanwhile."""

@@ -82,7 +82,7 @@ class SanaConfig(comfy.supported_models_base.BASE):
     def __init__(self, latent_format: SanaLatent) -> None:
         super().__init__(
             {
-                "disable_unet_model_creation": True,
+                "disable_unet_model_creation": True,  # SanaSprint brings its own
                 "in_channels": latent_format.latent_channels,
             }
         )
@@ -154,7 +154,11 @@ def _check_context(context: torch.Tensor, mask: torch.Tensor | None, width: int)
 
 @cache
 def network_class() -> type[torch.nn.Module]:
-    """diffusers' transformer, called the way ComfyUI calls a diffusion model."""
+    """diffusers' transformer, called the way ComfyUI calls a diffusion model.
+
+    Defined in a function because diffusers is imported only when a folder is loaded. It keeps the
+    name of diffusers' class, which the folder's config.json holds.
+    """
 
     class SanaTransformer2DModel(diffusers().SanaTransformer2DModel):
         """Module names are diffusers' own, so hypernetworks and LoRAs find them."""

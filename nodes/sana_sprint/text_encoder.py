@@ -43,6 +43,7 @@ def load(
             **from_folder(dtype, variant),
         )
     encoder = SanaTextEncoder(pipeline, instruction)
+    # CLIP.__init__ builds one of ComfyUI's own encoders; what else it sets is set here.
     clip = SanaCLIP(no_init=True)
     clip.tokenizer = SanaTokenizer()
     clip.patcher = WholeModelPatcher(
@@ -68,7 +69,7 @@ class SanaCLIP(comfy.sd.CLIP):
         """Of this class too; arguments are those of ComfyUI's CLIP."""
         clone = SanaCLIP(no_init=True)
         vars(clone).update(vars(super().clone(*args, **options)))
-        del vars(clone)["cond_stage_model"]
+        del vars(clone)["cond_stage_model"]  # a property of this class
         return clone
 
 
