@@ -282,21 +282,22 @@ def _reason_to_skip(run: SamplingRun, part: Part, prompt: list[dict]) -> str | N
     """Why the noise must stay as it is; None if it is to be modulated."""
     if not run.uses_noise:
         return (
-            "the sampler adds no noise (add_noise is off, or the model starts from the latent "
-            "alone), there is nothing to modulate."
+            "the sampler adds no noise (add_noise is disabled, or the model starts from the latent "
+            "alone), so there is nothing to modulate."
         )
     if not run.starts_from_noise_alone and part.at_partial_noise == LEAVE:
         return (
             f"sampling starts at sigma {run.first_sigma:.4g} instead of {run.sigma_max:.4g} on a "
             f"latent that is not empty (denoise below 1, a later first step, or a scheduler that "
-            f"begins lower), so an image is mixed into the noise. at_partial_noise changes that."
+            f"starts lower), so an image is mixed into the noise. To use the hypernetwork anyway, "
+            f"set at_partial_noise to '{SCALE}'."
         )
     if not prompt:
-        return "the sampler has no positive conditioning to read the prompt from."
+        return "the sampler has no positive conditioning, so the hypernetwork has no prompt."
     if not run.active(prompt):
         return (
-            f"no prompt is active at sigma {run.first_sigma:.4g}, where sampling starts; the time "
-            f"ranges of its prompts begin later or end before."
+            f"no prompt is active at sigma {run.first_sigma:.4g}, where sampling starts. The time "
+            f"ranges of all prompts start later or end earlier."
         )
     return None
 
@@ -305,9 +306,9 @@ def _use_below_full(run: SamplingRun) -> str:
     """What is done with the change where sampling starts below full noise."""
     start = f"sampling starts at sigma {run.first_sigma:.4g} instead of {run.sigma_max:.4g}"
     if run.starts_from_noise_alone:
-        return f"is used in full: {start}, but on an empty latent, so from noise alone."
+        return f"is used in full: {start}, but the latent is empty, so no image is mixed in."
     share = run.first_sigma / run.sigma_max
-    return f"is used with its change times {share:.4g}: {start} (at_partial_noise)."
+    return f"is used with its change multiplied by {share:.4g}: {start} (at_partial_noise)."
 
 
 def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | None:
@@ -322,9 +323,9 @@ def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | 
     """
     if run.noise.ndim != 4:
         raise ValueError(
-            f"A noise hypernetwork works on image latents of shape (batch, channels, height, "
-            f"width), this one has {run.noise.ndim} dimensions. Take its node out of workflows for "
-            f"video, audio or combined latents."
+            f"A noise hypernetwork needs image latents of shape (batch, channels, height, width), "
+            f"but this latent has {run.noise.ndim} dimensions. Remove the hypernetwork from "
+            f"workflows with video, audio or combined latents."
         )
     key = _cache_key(run, prompt)
     cache, owners = part.hypernoise.cache, run.model_objects
@@ -333,8 +334,8 @@ def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | 
     delta = _none_if_out_of_memory(_run_network, run, part, prompt)
     if delta is None:
         LOG.warning(
-            "HyperNoise: no memory for the pass of %s; trying again, image by image, with other "
-            "models unloaded.",
+            "HyperNoise: not enough memory for the pass of %s. Trying again with other models "
+            "unloaded, one image at a time.",
             part.hypernoise.name,
         )
         less_memory.free_memory(run.guider, run.noise.device)
@@ -342,15 +343,15 @@ def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | 
     if delta is None:
         shape = " x ".join(map(str, run.noise.shape))
         message = (
-            f"Not enough memory for the pass of {part.hypernoise.name} on latents of {shape}, not "
-            f"even image by image"
+            f"Not enough memory for the pass of {part.hypernoise.name} on latents of {shape}, even "
+            f"one image at a time."
         )
         if part.out_of_memory == STOP:
             raise comfy.model_management.OOM_EXCEPTION(
-                f"{message}. Take smaller images, or set out_of_memory on Apply Noise Hypernetwork "
+                f"{message} Use smaller images, or set out_of_memory in Apply Noise Hypernetwork "
                 f"to '{PLAIN}'."
             )
-        LOG.warning("HyperNoise: %s: this run uses the plain noise.", message)
+        LOG.warning("HyperNoise: %s This run uses the plain noise.", message)
     elif key is not None:
         cache.keep(owners, key, delta)
     return delta
@@ -400,8 +401,8 @@ def _run_network(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tens
     if missed and covered.any():
         raise AdapterError(
             f"{part.hypernoise.name}: {type(network).__name__} ran without calling {len(missed)} "
-            f"of its layers ({missed[0]} for one), so the hypernetwork cannot act on them. Models "
-            f"with fused kernels do that; load the model another way."
+            f"of its layers (for example {missed[0]}), so the hypernetwork cannot act on them. "
+            f"This happens with fused kernels. Load the model with another loader."
         )
     delta = hypernetwork.delta(output_sign(run.model) * output, run.noise)
     return torch.where(covered, delta, torch.zeros_like(delta))
@@ -457,7 +458,7 @@ def latent_for(model: ModelPatcher, latent: dict) -> dict:
         ValueError: it is a batch of none.
     """
     if not len(latent["samples"]):
-        raise ValueError("latent holds no image: it is an empty batch; give at least one.")
+        raise ValueError("latent is an empty batch. Connect a latent with at least one image.")
     latent = dict(latent)
     ratio = latent.pop("downscale_ratio_spacial", None)
     latent["samples"] = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)

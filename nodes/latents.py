@@ -25,8 +25,8 @@ def pick(latents: Sequence[dict[str, Any]], chosen: Sequence[int]) -> dict[str, 
     samples = [latent["samples"][i] for latent, i in picked]
     if len(sizes := {tuple(sample.shape) for sample in samples}) > 1:
         raise ValueError(
-            f"the best latents differ in size ({' and '.join(map(str, sorted(sizes)))}); give "
-            f"latents of one size"
+            f"the best latents differ in size ({' and '.join(map(str, sorted(sizes)))}). Use "
+            f"latents of the same size"
         )
     kept: dict[str, Any] = {}
     for latent, _ in reversed(picked):

@@ -55,5 +55,5 @@ def _target(name: str, entry: str | tuple) -> LoraTarget:
     module = key.removeprefix(_NETWORK).removesuffix(".weight")
     dim, offset, size = cut or (0, 0, None)
     if dim != 0 or function not in (None, comfy.utils.swap_scale_shift):
-        raise AdapterError(f"ComfyUI keeps layer {name} in {key} in a form that is not supported")
+        raise AdapterError(f"ComfyUI stores layer {name} in {key} in a form that is not supported")
     return LoraTarget(module, offset, size, swap_halves=function is not None)

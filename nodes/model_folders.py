@@ -34,8 +34,8 @@ WIDGETS = {HYPERNOISE: "hypernetwork", SANA_SPRINT: "folder"}  # that offer what
 EMBEDDED = " (embedded)"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 NOT_FOLLOWED = (
-    "is or lies behind a link out of the models folders, which is not followed; register the "
-    "folder that it leads to in extra_model_paths.yaml instead"
+    "is a link out of the models folders, or is behind one, and such links are not followed. "
+    "Register the folder that it points to in extra_model_paths.yaml instead"
 )
 _ADAPTER = {".safetensors", ".bin"}
 _CONFIG = "adapter_config.json"
@@ -104,13 +104,13 @@ def find(known: dict[str, Path], name: str, kind: str) -> Path:
     if isinstance(name, str) and name in known:
         return known[name]
     shown = f"{WIDGETS[kind]} {name!r:.200}"
-    names = ", ".join(list(known)[:_SHOWN]) or "none found"
+    names = ", ".join(list(known)[:_SHOWN]) or "none"
     names += f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
     if not isinstance(name, str) or not _is_name(name) or _is_path(name):
-        raise ValueError(f"{shown} is no name of a file in models/{kind}. Known: {names}.")
+        raise ValueError(f"{shown} is not a valid name in models/{kind}. Available: {names}.")
     if any(_is_linked(root, name) for root in _roots(kind)):
-        raise ValueError(f"{shown} of models/{kind} {NOT_FOLLOWED}.")
-    raise ValueError(f"{shown} is not in models/{kind}. Known: {names}.")
+        raise ValueError(f"{shown} in models/{kind} {NOT_FOLLOWED}.")
+    raise ValueError(f"{shown} is not in models/{kind}. Available: {names}.")
 
 
 def check_links(folder: Path, kind: str) -> None:
@@ -186,7 +186,7 @@ def _is_sana_sprint(index: Path, root: Path) -> bool:
     try:
         return read_json(index, _LARGEST_INDEX).get("_class_name") == "SanaSprintPipeline"
     except ValueError as error:
-        _log_once(f"this folder is left out: {error}")
+        _log_once(f"skipping this folder: {error}")
         return False
 
 

@@ -45,16 +45,16 @@ def search(
     except Exception as error:
         if any(sign in str(error) for sign in _NO_GRADIENT):
             raise TypeError(
-                f"There is no gradient through {type(model.model.diffusion_model).__name__} as "
-                f"ComfyUI runs it, so ReNO cannot search with it. It works with SANA-Sprint and "
-                f"SD-Turbo here; `hypernoise reno` on the command line does FLUX too."
+                f"ComfyUI's {type(model.model.diffusion_model).__name__} does not support "
+                f"gradients, so ReNO cannot search with it. In ComfyUI, ReNO works with "
+                f"SANA-Sprint and SD-Turbo. For FLUX, use `hypernoise reno` on the command line."
             ) from error
         if not management.is_oom(error):
             raise
         shape = " x ".join(map(str, noise.shape))
         raise management.OOM_EXCEPTION(
             f"Not enough memory for ReNO's gradient through model, VAE and reward on latents of "
-            f"{shape}. Take fewer images at once or smaller ones, or a smaller reward."
+            f"{shape}. Use a smaller batch size, smaller images or a smaller reward."
         ) from error
     return sampler.result
 

@@ -47,8 +47,8 @@ def comparison_plot(
     left, right = 40, width - 40
     draw.text((left, 14), f"{names[1]} beats {names[0]} in {result.win_rate:.0%} of "
               f"{result.pairs} pairs", font=font, fill="black")  # fmt: skip
-    draw.text((left, 40), f"95% confidence: {result.low:.0%} to {result.high:.0%}", font=small,
-              fill=_GREY)  # fmt: skip
+    interval = f"95% confidence interval: {result.low:.0%} to {result.high:.0%}"
+    draw.text((left, 40), interval, font=small, fill=_GREY)
     y = 84
 
     def x_of(share: float) -> float:

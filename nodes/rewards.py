@@ -52,8 +52,8 @@ class Rewards:
     def __add__(self, other: "Rewards") -> "Rewards":
         if twice := self.weights.keys() & other.weights.keys():
             raise ValueError(
-                f"Load Reward: {', '.join(sorted(twice))} is in add_to already; choose another "
-                f"reward or change its weight there."
+                f"Load Reward: {', '.join(sorted(twice))} is already in add_to. Choose another "
+                f"reward, or change its weight there."
             )
         return Rewards(self.patchers | other.patchers, self.weights | other.weights)
 
@@ -68,8 +68,8 @@ class LoadReward(io.ComfyNode):
             display_name="Load Reward",
             category="HyperNoise",
             description=(
-                "Loads a model that scores how good an image is and how well it fits a prompt. "
-                "Chain several through add_to: the score is then the weighted sum."
+                "Loads a reward: a model that scores how good an image looks and how well it "
+                "matches a prompt. Chain several through add_to to use their weighted sum."
             ),
             search_aliases=["score model", "hpsv2", "imagereward", "pickscore", "clip score",
                             "aesthetic"],
@@ -78,29 +78,31 @@ class LoadReward(io.ComfyNode):
                     "reward",
                     options=[*NAMES, PAPER],
                     tooltip=(
-                        "tiny-preference knows the coloured shapes of the tiny generator alone; "
-                        "redness needs no download; 'paper' is the ensemble that noise "
-                        "hypernetworks are trained with."
+                        "The reward to load. tiny-preference only knows the coloured shapes of the "
+                        "tiny generator. Redness needs no download. 'paper' is the ensemble that "
+                        "noise hypernetworks are trained with."
                     ),
                 ),
                 io.Float.Input(
                     "weight", default=1.0, min=-1000.0, max=1000.0, step=0.01,
-                    tooltip="Factor on this reward's score in the sum. Negative: less is better.",
+                    tooltip=(
+                        "Weight of this reward in the sum. With a negative weight, lower scores "
+                        "are better."
+                    ),
                 ),
                 RewardType.Input(
-                    "add_to", optional=True, tooltip="Rewards that this one is added to.",
+                    "add_to", optional=True, tooltip="Rewards to add this one to.",
                 ),
                 io.Combo.Input(
                     "precision", options=list(PRECISIONS), default="float32", optional=True,
                     advanced=True,
-                    tooltip="Of the large networks. bfloat16 takes half the memory.",
+                    tooltip="Precision of the large networks. bfloat16 needs half the memory.",
                 ),
                 io.Boolean.Input(
                     "download", default=False, optional=True, advanced=True,
                     tooltip=(
-                        "Get weights that are not on this machine from Hugging Face into "
-                        "models/hypernoise_rewards, once: up to 4 GB a reward. Off: nothing is "
-                        "downloaded."
+                        "Download missing weights from Hugging Face to models/hypernoise_rewards, "
+                        "up to 4 GB per reward. When off, nothing is downloaded."
                     ),
                 ),
             ],
@@ -131,7 +133,7 @@ class LoadReward(io.ComfyNode):
                 {name: weight * share for name, share in chosen.items()}, PRECISIONS[precision]
             )
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error} Or switch on download in Load Reward.") from error
+            raise FileNotFoundError(f"{error} Or turn on download in Load Reward.") from error
         return io.NodeOutput(loaded if add_to is None else add_to + loaded)
 
 

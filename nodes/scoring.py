@@ -26,8 +26,8 @@ def prompt_inputs() -> list[Any]:
             "prompt",
             multiline=True,
             tooltip=(
-                "What the images are scored against: one text for all, or a list with one text "
-                "for each image or for each batch of a list of batches."
+                "The prompt to score the images against. Connect a list to use one prompt per "
+                "image, or one per batch of a list of batches."
             ),
         ),
         io.Boolean.Input(
@@ -35,7 +35,9 @@ def prompt_inputs() -> list[Any]:
             default=False,
             optional=True,
             advanced=True,
-            tooltip="On: the first line belongs to the first image, the second to the second.",
+            tooltip=(
+                "Use each line as a separate prompt: the first line for the first image, and so on."
+            ),
         ),
     ]
 
@@ -49,22 +51,23 @@ class ScoreImages(io.ComfyNode):
             node_id="HyperNoise_ScoreImages",
             display_name="Score Images",
             category="HyperNoise",
-            description="Scores images with a reward and shows them with their scores.",
+            description="Scores images with a reward and shows each image with its score.",
             search_aliases=["reward", "rate images", "image quality", "preference score"],
             is_input_list=True,
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="A batch, or a list of them."),
-                RewardType.Input("reward", tooltip="From Load Reward."),
+                io.Image.Input("images", tooltip="A batch of images, or a list of batches."),
+                RewardType.Input("reward", tooltip="A reward from Load Reward."),
                 *prompt_inputs(),
             ],
             outputs=[
                 io.Float.Output(
-                    display_name="scores", is_output_list=True, tooltip="One number an image."
+                    display_name="scores", is_output_list=True, tooltip="One score per image."
                 ),
-                io.Float.Output(display_name="mean", tooltip="Mean of the scores."),
+                io.Float.Output(display_name="mean", tooltip="The mean of the scores."),
                 io.String.Output(
-                    display_name="report", tooltip="Every reward's score of every image, as text."
+                    display_name="report",
+                    tooltip="The score of each reward for each image, as text.",
                 ),
             ],
         )
@@ -98,26 +101,30 @@ class BestOfN(io.ComfyNode):
             display_name="Best of N",
             category="HyperNoise",
             description=(
-                "Keeps the images that a reward likes best, with their latents and seeds, the "
-                "best one first."
+                "Keeps the images with the highest scores, together with their latents and seeds. "
+                "The best image comes first."
             ),
             search_aliases=["pick best", "sort images", "top k", "select images"],
             is_input_list=True,
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="A batch, or a list of them."),
-                RewardType.Input("reward", tooltip="From Load Reward."),
+                io.Image.Input("images", tooltip="A batch of images, or a list of batches."),
+                RewardType.Input("reward", tooltip="A reward from Load Reward."),
                 *prompt_inputs()[:1],
-                io.Int.Input("keep", default=1, min=1, max=4096, tooltip="How many to keep."),
+                io.Int.Input(
+                    "keep", default=1, min=1, max=4096, tooltip="Number of images to keep."
+                ),
                 prompt_inputs()[1],
                 io.Latent.Input(
-                    "latents", optional=True, tooltip="Of these images, to go on with the best."
+                    "latents",
+                    optional=True,
+                    tooltip="The latents of the images, to continue with those of the best ones.",
                 ),
                 io.Int.Input(
                     "seeds",
                     optional=True,
                     force_input=True,
-                    tooltip="The seeds of these images: one for all, one a batch or one each.",
+                    tooltip="The seeds of the images: one for all, one per batch or one per image.",
                 ),
             ],
             outputs=[
@@ -125,14 +132,20 @@ class BestOfN(io.ComfyNode):
                 io.Latent.Output(
                     display_name="latents",
                     tooltip=(
-                        "With their masks, and each one's place in its batch, so that KSampler "
-                        "draws the same noise again. Needs latents at the input."
+                        "The latents of the kept images, with masks and batch indices, so that "
+                        "KSampler generates the same noise again. Requires the input latents."
                     ),
                 ),
                 io.Int.Output(
-                    display_name="seeds", is_output_list=True, tooltip="Needs seeds at the input."
+                    display_name="seeds",
+                    is_output_list=True,
+                    tooltip="The seeds of the kept images. Requires the input seeds.",
                 ),
-                io.Float.Output(display_name="scores", is_output_list=True),
+                io.Float.Output(
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="The scores of the kept images.",
+                ),
             ],
         )
 
@@ -178,21 +191,27 @@ class CompareImages(io.ComfyNode):
             display_name="Compare Images",
             category="HyperNoise",
             description=(
-                "Compares two batches pair by pair with a reward: the share of pairs that the "
-                "second wins, with a 95% confidence interval and a plot."
+                "Compares two sets of images pair by pair with a reward. Returns the share of "
+                "pairs that the second set wins, with a 95% confidence interval and a plot."
             ),
             search_aliases=["win rate", "a/b test", "side by side", "compare scores"],
             is_input_list=True,
             is_output_node=True,
             inputs=[
-                io.Image.Input("first", tooltip="Images of one kind, such as without."),
-                io.Image.Input("second", tooltip="As many of the other kind, such as with."),
-                RewardType.Input("reward", tooltip="From Load Reward."),
+                io.Image.Input(
+                    "first", tooltip="The first set, for example images without a hypernetwork."
+                ),
+                io.Image.Input(
+                    "second",
+                    tooltip="The second set, with as many images, for example with a hypernetwork.",
+                ),
+                RewardType.Input("reward", tooltip="A reward from Load Reward."),
                 *prompt_inputs(),
             ],
             outputs=[
                 io.Float.Output(
-                    display_name="win_rate", tooltip="Of the second, 0 to 1; a tie counts half."
+                    display_name="win_rate",
+                    tooltip="Share of pairs that the second set wins, 0 to 1. A tie counts half.",
                 ),
                 io.Image.Output(display_name="plot"),
                 io.String.Output(display_name="report"),
@@ -215,8 +234,8 @@ class CompareImages(io.ComfyNode):
         plot = pictures.comparison_plot(*totals, result, ("first", "second"))
         text = (
             f"second wins {result.win_rate:.1%} of {result.pairs} pairs "
-            f"(95% confidence: {result.low:.1%} to {result.high:.1%}); mean score "
-            f"{totals[0].mean():.4g} and {totals[1].mean():.4g}"
+            f"(95% confidence interval: {result.low:.1%} to {result.high:.1%}); mean score: first "
+            f"{totals[0].mean():.4g}, second {totals[1].mean():.4g}"
         )
         text = "\n".join([*scored[0].warnings, text])
         return io.NodeOutput(result.win_rate, plot, text, ui=_Preview(plot, text, cls))
@@ -260,7 +279,7 @@ def score(
     counts = {side: image_counts(side, images) for side, images in sides.items()}
     if len(set(map(sum, counts.values()))) > 1:
         given = " and ".join(f"{sum(of_side)} images in {side}" for side, of_side in counts.items())
-        raise ValueError(f"Compare Images: {given}; a comparison takes pairs.")
+        raise ValueError(f"Compare Images: got {given}. Connect the same number of images to both.")
     prompts = prompts_for(list(counts.values()), prompt, per_line)
     comfy.model_management.load_models_gpu(list(rewards.patchers.values()))
     ensemble = rewards.ensemble()
@@ -294,18 +313,18 @@ def image_counts(name: str, images: Sequence[torch.Tensor]) -> list[int]:
         _check_batch(name, sum(counts), batch)
         counts.append(len(batch))
     if not sum(counts):
-        raise ValueError(f"{name} holds no image; give at least one.")
+        raise ValueError(f"{name} contains no images. Connect at least one.")
     return counts
 
 
 def _check_batch(name: str, first: int, batch: torch.Tensor) -> None:
     """`first` is the number of its first image."""
     if not isinstance(batch, torch.Tensor):
-        raise ValueError(f"{name} holds {batch!r:.60} in the place of image {first}.")
+        raise ValueError(f"{name} contains {batch!r:.60} instead of image {first}.")
     if batch.ndim != 4 or batch.shape[-1] not in (3, 4) or not batch.is_floating_point():
         raise ValueError(
-            f"{name}: a reward takes images (B, H, W, 3) of floating-point numbers; image {first} "
-            f"is in a batch of {tuple(batch.shape)} of {batch.dtype}."
+            f"{name}: rewards need floating-point images of shape (B, H, W, 3), but the batch with "
+            f"image {first} has shape {tuple(batch.shape)} and type {batch.dtype}."
         )
     if not len(batch):
         return
@@ -317,8 +336,8 @@ def _check_batch(name: str, first: int, batch: torch.Tensor) -> None:
         low, high = image[..., :3].amin().item(), image[..., :3].amax().item()
         if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
             raise ValueError(
-                f"{name}: image {i} has values from {low:.3g} to {high:.3g}; all have to be "
-                f"numbers in [0, 1]."
+                f"{name}: image {i} has values from {low:.3g} to {high:.3g}, but all values must "
+                f"be numbers between 0 and 1."
             )
 
 
@@ -340,13 +359,13 @@ def prompts_for(sides: Sequence[Sequence[int]], prompt: list[str], per_line: boo
     spread = [each for counts in sides if (each := _one_per_image(prompt, counts))]
     if not spread or (per_line and len(prompt) != count):
         raise ValueError(
-            f"prompt: {len(prompt)} prompts for {count} images; give one for all (with "
-            f"one_prompt_per_line off), one for each image, or a list with one for each batch."
+            f"prompt: got {len(prompt)} prompts for {count} images. Use one prompt for all images "
+            f"(with one_prompt_per_line off), one per image, or a list with one per batch."
         )
     if any(each != spread[0] for each in spread):
         raise ValueError(
-            f"prompt: {len(prompt)} prompts for batches that are of other sizes in first than in "
-            f"second; give one for each image."
+            f"prompt: got {len(prompt)} prompts, but the batch sizes in first and second differ. "
+            f"Use one prompt per image."
         )
     return spread[0]
 
@@ -377,8 +396,8 @@ class _NotConnected(ExecutionBlocker):
     @property
     def message(self) -> str:
         raise ValueError(
-            f"Best of N gives {self._name} only where its input {self._name} is connected: connect "
-            f"the {self._name} of its images there."
+            f"Best of N can output {self._name} only if its input {self._name} is connected. "
+            f"Connect the {self._name} of the images to it."
         )
 
 
@@ -388,8 +407,8 @@ def _chosen_images(images: list[torch.Tensor], chosen: list[int]) -> torch.Tenso
     best = [every[i] for i in chosen]
     if len(sizes := {f"{image.shape[1]} x {image.shape[0]}" for image in best}) > 1:
         raise ValueError(
-            f"Best of N: the best images differ in size ({', '.join(sorted(sizes))}); give images "
-            f"of one size."
+            f"Best of N: the best images differ in size ({', '.join(sorted(sizes))}). Use images "
+            f"of the same size."
         )
     channels = min(image.shape[-1] for image in best)
     return torch.stack([image[..., :channels] for image in best])
@@ -398,10 +417,12 @@ def _chosen_images(images: list[torch.Tensor], chosen: list[int]) -> torch.Tenso
 def _chosen_latents(given: list[dict], chosen: list[int], count: int) -> dict:
     for latent in given:
         if not isinstance(latent, dict) or "samples" not in latent:
-            raise ValueError(f"Best of N: latents holds {latent!r:.60}, which is no latent.")
+            raise ValueError(f"Best of N: latents contains {latent!r:.60}, which is not a latent.")
     found = sum(len(latent["samples"]) for latent in given)
     if found != count:
-        raise ValueError(f"Best of N: {found} latents for {count} images.")
+        raise ValueError(
+            f"Best of N: got {found} latents for {count} images. Connect one latent per image."
+        )
     try:
         return latents.pick(given, chosen)
     except ValueError as error:
@@ -415,8 +436,8 @@ def _chosen_seeds(seeds: list[int], images: list[torch.Tensor], chosen: list[int
     each = _one_per_image(seeds, counts)
     if each is None:
         raise ValueError(
-            f"Best of N: {len(seeds)} seeds for {sum(counts)} images; give one for all, one for "
-            f"each batch or one for each image."
+            f"Best of N: got {len(seeds)} seeds for {sum(counts)} images. Use one for all images, "
+            f"one per batch or one per image."
         )
     return [each[i] for i in chosen]
 

@@ -22,7 +22,7 @@ def check(node: type[io.ComfyNode], **values: Any) -> None:
     for name, value in values.items():
         if wanted := _wanted(widgets[name], value):
             raise ValueError(
-                f"{schema.display_name}: {name} is {value!r:.100}; it has to be {wanted}."
+                f"{schema.display_name}: {name} is {value!r:.100}, but it must be {wanted}."
             )
 
 
@@ -34,8 +34,8 @@ def single(node: type[io.ComfyNode], name: str, values: list[Any]) -> Any:
     """
     if len(values) != 1:
         raise ValueError(
-            f"{node.define_schema().display_name}: {name} is a list of {len(values)}; give one, "
-            f"for all images."
+            f"{node.define_schema().display_name}: {name} is a list of {len(values)} values. "
+            f"Connect a single value, which is used for all images."
         )
     return values[0]
 
@@ -49,7 +49,7 @@ def _wanted(widget: io.Input, value: Any) -> str | None:
         fits = isinstance(value, Integral) and value in (0, 1)
         return None if fits else "True or False"
     if isinstance(widget, io.String.Input):
-        return None if isinstance(value, str) else "a text"
+        return None if isinstance(value, str) else "a string"
     whole = isinstance(widget, io.Int.Input)
     low = -math.inf if widget.min is None else widget.min
     high = math.inf if widget.max is None else widget.max

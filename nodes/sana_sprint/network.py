@@ -142,13 +142,14 @@ def _check_context(context: torch.Tensor, mask: torch.Tensor | None, width: int)
     """Prompt embeddings (B, L, D) must be SANA's own, mask (B, L)."""
     if context.shape[-1] != width:
         raise ValueError(
-            f"This prompt was encoded with {context.shape[-1]} channels, SANA-Sprint reads {width}."
-            f" Encode it with the CLIP of the same Load SANA-Sprint node."
+            f"This prompt was encoded with {context.shape[-1]} channels, but SANA-Sprint needs "
+            f"{width}. Encode it with the CLIP of the same Load SANA-Sprint node."
         )
     if mask is not None and mask.shape[1] != context.shape[1]:
         raise ValueError(
-            f"SANA-Sprint cannot read a joined prompt of {context.shape[1]} tokens. Use one text, "
-            f"or Conditioning (Combine) or (Average) instead of Conditioning (Concat)."
+            f"SANA-Sprint does not support a concatenated prompt ({context.shape[1]} tokens). Use "
+            f"a single prompt, or Conditioning (Combine) or (Average) instead of Conditioning "
+            f"(Concat)."
         )
 
 

@@ -61,7 +61,9 @@ def test_fingerprint_follows_every_file_of_a_folder(folders, tmp_path):
 
 
 def test_an_unknown_name_says_where_to_put_the_file(folders):
-    with pytest.raises(ValueError, match=r"'x' is not in models/hypernoise. Known: .*file\.safe"):
+    with pytest.raises(
+        ValueError, match=r"'x' is not in models/hypernoise. Available: .*file\.safe"
+    ):
         folders.find(folders.hypernetworks(), "x", "hypernoise")
 
 

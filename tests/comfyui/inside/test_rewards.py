@@ -20,12 +20,12 @@ def test_chained_rewards_add_up_and_none_comes_twice(comfy, redness, reward, ima
     ]
     for a, b, together in zip(*single, strict=True):
         assert together == pytest.approx(a + 0.5 * b, rel=1e-5)
-    with pytest.raises(ValueError, match="redness is in add_to already"):
+    with pytest.raises(ValueError, match="redness is already in add_to"):
         comfy.run("HyperNoise_LoadReward", reward="Redness (redness)", weight=1.0, add_to=both)
 
 
 def test_missing_weights_name_the_switch_and_the_folder(comfy):
-    with pytest.raises(FileNotFoundError, match="hypernoise_rewards.*switch on download"):
+    with pytest.raises(FileNotFoundError, match="hypernoise_rewards.*turn on download"):
         comfy.run("HyperNoise_LoadReward", reward="PickScore (pickscore)", weight=1.0)
 
 

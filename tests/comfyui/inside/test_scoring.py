@@ -34,7 +34,7 @@ def test_prompts_for_one_and_for_many(comfy, prompt, per_line, sides, expected):
 
 
 def test_a_prompt_for_each_batch_of_two_that_are_cut_otherwise_is_refused(comfy):
-    with pytest.raises(ValueError, match="of other sizes in first than in second"):
+    with pytest.raises(ValueError, match="the batch sizes in first and second differ"):
         comfy.ours("nodes.scoring").prompts_for([[1, 3], [3, 1]], ["a", "b"], False)
 
 
@@ -42,7 +42,7 @@ def test_a_prompt_for_each_batch_of_two_that_are_cut_otherwise_is_refused(comfy)
     ("prompt", "per_line"), [(["a\nb"], True), (["a", "b"], False), (["one line"], True)]
 )
 def test_prompts_that_do_not_fit_are_refused(comfy, redness, images, prompt, per_line):
-    with pytest.raises(ValueError, match="prompts for 4 images"):
+    with pytest.raises(ValueError, match="got . prompts for 4 images"):
         comfy.run(
             "HyperNoise_ScoreImages",
             images=[images],
@@ -84,7 +84,7 @@ def test_each_batch_is_scored_against_its_own_prompt(comfy, reward):
     report = comfy.run(
         "HyperNoise_CompareImages", first=[first, second], second=[second, first], **common
     )[2]
-    assert f"mean score {sum(expected) / 4:.4g} and" in report
+    assert f"mean score: first {sum(expected) / 4:.4g}, second" in report
 
 
 def test_what_a_resize_leaves_outside_of_0_and_1_does_not_count(comfy, redness):
@@ -132,9 +132,9 @@ GOOD = torch.full((1, 64, 64, 3), 0.5)
         (
             "ScoreImages",
             {"images": [GOOD, torch.rand(3, 64, 64)]},
-            "image 1 is in a batch of .3, 64",
+            "the batch with image 1 has shape .3, 64",
         ),
-        ("ScoreImages", {"images": [GOOD, None]}, "images holds None in the place of image 1"),
+        ("ScoreImages", {"images": [GOOD, None]}, "images contains None instead of image 1"),
     ],
 )
 def test_an_image_is_named_by_its_number_in_the_whole_list_and_its_side(
@@ -153,7 +153,7 @@ def test_an_empty_list_and_an_empty_batch_are_named(comfy, redness, nothing):
         ("BestOfN", {"images": nothing, "keep": [1]}, "images"),
         ("CompareImages", {"first": some, "second": nothing}, "second"),
     ):
-        with pytest.raises(ValueError, match=f"{name} holds no image"):
+        with pytest.raises(ValueError, match=f"{name} contains no images"):
             comfy.run(f"HyperNoise_{node}", **inputs, **common)
     scores = comfy.run("HyperNoise_ScoreImages", images=[*some, *nothing], **common)[0]
     assert len(scores) == 1
@@ -163,7 +163,9 @@ def test_an_empty_list_and_an_empty_batch_are_named(comfy, redness, nothing):
 def test_an_empty_list_of_anything_else_is_named(comfy, redness, name):
     inputs = {"images": [torch.rand(2, 64, 64, 3)], "reward": [redness], "prompt": ["a"]}
     inputs |= {"keep": [1], name: []}
-    with pytest.raises(ValueError, match=rf"{name}( is a list of 0|: 0 prompts)|0 {name} for 2 im"):
+    with pytest.raises(
+        ValueError, match=rf"{name}( is a list of 0|: got 0 prompts)|got 0 {name} for 2 im"
+    ):
         comfy.run("HyperNoise_BestOfN", **inputs)
 
 
@@ -229,7 +231,7 @@ def test_an_output_without_its_input_is_an_error_only_where_a_node_uses_it(
 
     found = best(comfy, redness, [images])
     assert isinstance(found[output], ExecutionBlocker)
-    with pytest.raises(ValueError, match=f"Best of N .* where its input {name} is connected"):
+    with pytest.raises(ValueError, match=f"Best of N .* only if its input {name} is connected"):
         str(found[output].message)
 
 
@@ -291,15 +293,15 @@ def test_a_mask_outlives_best_of_n(comfy, loaded, redness):
     ("inputs", "message"),
     [
         ({"keep": 5}, "keep is 5, but there are only 4"),
-        ({"seeds": [1, 2]}, "2 seeds for 4 images"),
-        ({"latents": [{"samples": torch.zeros(3, 4, 2, 2)}]}, "3 latents for 4 images"),
-        ({"latents": [None]}, "latents holds None"),
+        ({"seeds": [1, 2]}, "got 2 seeds for 4 images"),
+        ({"latents": [{"samples": torch.zeros(3, 4, 2, 2)}]}, "got 3 latents for 4 images"),
+        ({"latents": [None]}, "latents contains None"),
         (
             {"latents": [{"samples": torch.zeros(2, 4, n, n)} for n in (2, 3)], "keep": 3},
             "best latents differ in size",
         ),
-        ({"seeds": [None]}, "Best of N: seeds is None; it has to be a whole number"),
-        ({"keep": 0}, "Best of N: keep is 0; it has to be a whole number from 1 to 4096"),
+        ({"seeds": [None]}, "Best of N: seeds is None, but it must be a whole number"),
+        ({"keep": 0}, "Best of N: keep is 0, but it must be a whole number from 1 to 4096"),
     ],
 )
 def test_what_does_not_fit_is_refused(comfy, redness, images, inputs, message):
@@ -314,7 +316,7 @@ def test_a_comparison_gives_win_rate_interval_and_plot(comfy, redness, images):
         first=[images], second=[images[order]], reward=[redness], prompt=["a"],
     )  # fmt: skip
     assert rate == 0.75
-    assert "75.0% of 4 pairs (95% confidence: 30.1% to 95.4%)" in report
+    assert "75.0% of 4 pairs (95% confidence interval: 30.1% to 95.4%)" in report
     assert plot.ndim == 4 and plot.std() > 0.05
     with pytest.raises(ValueError, match="4 images in first and 3 images in second"):
         comfy.run(
