@@ -1,9 +1,9 @@
 """The hypernetwork inside ComfyUI's sampling: the file that knows ModelPatcher and its wrappers.
 
 ComfyUI runs the wrapper registered here when a sampler is about to start. At that moment the model
-is loaded, the prompts are encoded and the noise lies on the model's device. The wrapper runs the
-model once with the hypernetwork's branches attached, adds the result to the noise, and hands over
-to the sampler.
+is loaded, the prompts are encoded and the noise is on the model's device. The wrapper runs the
+model once with the hypernetwork's branches attached, adds the result to the noise, and calls the
+sampler.
 """
 
 import copy
@@ -33,16 +33,16 @@ from .sampling_run import SamplingRun, run_sampler
 KEY = "hypernoise"
 LOG = logging.getLogger("hypernoise")
 LEAVE, SCALE = "leave the noise alone", "scale the change by sigma"
-PARTIAL_NOISE = (LEAVE, SCALE)  # what to do where sampling starts below full noise
+PARTIAL_NOISE = (LEAVE, SCALE)  # what to do when sampling starts below full noise
 STOP, PLAIN = "stop", "use the plain noise"
-OUT_OF_MEMORY = (STOP, PLAIN)  # what to do where there is no memory even for a pass of one image
+OUT_OF_MEMORY = (STOP, PLAIN)  # what to do if not even one image fits
 _WEIGHT_HOOK = comfy.hooks.EnumHookType.Weight
 
 
 class WholeModelPatcher(ModelPatcher):
-    """A ModelPatcher that is on its device as a whole or not at all.
+    """A ModelPatcher that is either entirely on its device or not at all.
 
-    ComfyUI can keep a part of a model in main memory only if the model is built of ComfyUI's own
+    ComfyUI can keep part of a model in main memory only if the model consists of ComfyUI's own
     layers, which move their weights when they run. The layers of diffusers and transformers, and
     the branches of a hypernetwork, do not.
     """
@@ -71,12 +71,12 @@ def manage(module: torch.nn.Module) -> WholeModelPatcher:
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     patcher = WholeModelPatcher(holder, device, offload_device)
-    # Nothing patches such a module, so a copy is as good as one that is loaded anew.
+    # Such a module is never patched, so a copy is as good as loading it again.
     return patcher.with_factory(lambda: manage(copy.deepcopy(module)))
 
 
 class _Holder(torch.nn.Module):
-    """Takes the attributes that ModelPatcher writes on its model, `device` among them."""
+    """Holds the attributes that ModelPatcher sets on its model, such as `device`."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -93,12 +93,12 @@ class Hypernoise:
 
     @classmethod
     def of(cls, hypernetwork: NoiseHypernetwork, name: str) -> "Hypernoise":
-        """Wrap a loaded hypernetwork; `name` is what messages call it."""
+        """Wrap a loaded hypernetwork; `name` is used in messages."""
         return cls(name, manage(hypernetwork))
 
     @property
     def hypernetwork(self) -> NoiseHypernetwork:
-        """The core's module, on the device where ComfyUI has put it."""
+        """The core's module, on the device that ComfyUI chose."""
         return self.patcher.model.module
 
 
@@ -110,7 +110,7 @@ class Part:
     targets: dict[str, LoraTarget]
     strength: float
     noise_prompt: list | None
-    """A CONDITIONING that the hypernetwork reads in place of the sampler's positive prompt."""
+    """A CONDITIONING for the hypernetwork instead of the sampler's positive prompt."""
     at_partial_noise: str
     """One of `PARTIAL_NOISE`."""
     out_of_memory: str
@@ -180,18 +180,18 @@ def _prepare_on_the_model_s_device(
 
 
 def _one_thread_at_a_time(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """The OUTER_SAMPLE wrapper: for servers and nodes that sample in threads of their own.
+    """The OUTER_SAMPLE wrapper: for servers and nodes that sample in several threads.
 
-    In a pass of a hypernetwork not only the network is another one, but also the model's sampling.
+    During a hypernetwork's pass, both the network and the model's sampling are replaced.
     """
     with turn_of(executor.class_obj.model_patcher.model.diffusion_model):
         return executor(*args, **kwargs)
 
 
 def _clone_with_hooks(model: ModelPatcher, prompt: list) -> ModelPatcher:
-    """A clone that can act on the LoRA hooks of a prompt that no sampler sees.
+    """A clone with the LoRA hooks of a prompt that no sampler sees.
 
-    ComfyUI registers those of a sampler's prompts on the model when sampling begins.
+    ComfyUI itself registers only the hooks of a sampler's prompts, when sampling starts.
     """
     hooks = [
         hook
@@ -240,7 +240,7 @@ class NoiseModulation:
     def delta(self, run: SamplingRun) -> torch.Tensor | None:
         """Sum of strength * f(noise) over the hypernetworks; None if the noise stays as it is."""
         if comfy.model_management.in_training:
-            return None  # ComfyUI's training nodes pass through here with made-up sigmas
+            return None  # ComfyUI's training nodes call samplers with made-up sigmas
         active = []
         for part in self._loaded_parts(run):
             prompt = run.prompt(part.noise_prompt)
@@ -266,7 +266,7 @@ class NoiseModulation:
     def _loaded_parts(self, run: SamplingRun) -> list[Part]:
         """The parts with the hypernetworks that ComfyUI has loaded beside the run's model.
 
-        Where a node has moved the model to another GPU, those are copies.
+        These are copies if a node has moved the model to another GPU.
         """
         beside = run.guider.model_patcher.get_additional_models_with_key(KEY)
         loaded = dict(zip(_patchers(self.parts), beside, strict=True))
@@ -279,7 +279,7 @@ class NoiseModulation:
 
 
 def _reason_to_skip(run: SamplingRun, part: Part, prompt: list[dict]) -> str | None:
-    """Why the noise must stay as it is; None if it is to be modulated."""
+    """Why the noise must not be changed; None if it is to be modulated."""
     if not run.uses_noise:
         return (
             "the sampler adds no noise (add_noise is disabled, or the model starts from the latent "
@@ -303,7 +303,7 @@ def _reason_to_skip(run: SamplingRun, part: Part, prompt: list[dict]) -> str | N
 
 
 def _use_below_full(run: SamplingRun) -> str:
-    """What is done with the change where sampling starts below full noise."""
+    """How the change is used when sampling starts below full noise."""
     start = f"sampling starts at sigma {run.first_sigma:.4g} instead of {run.sigma_max:.4g}"
     if run.starts_from_noise_alone:
         return f"is used in full: {start}, but the latent is empty, so no image is mixed in."
@@ -312,14 +312,14 @@ def _use_below_full(run: SamplingRun) -> str:
 
 
 def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | None:
-    """f(noise) of one hypernetwork, (B, C, H, W) like the noise; remembered from run to run.
+    """f(noise) of one hypernetwork, (B, C, H, W) like the noise; cached between runs.
 
-    None: there is no memory for it, and the part asks for the plain noise then.
+    None if it does not fit into memory and the part asks for the plain noise in that case.
 
     Raises:
         ValueError: the latents are not those of images.
         AdapterError: the network ran past the layers that the hypernetwork acts on.
-        OOM_EXCEPTION: the pass did not fit into memory, and the part asks to stop then.
+        OOM_EXCEPTION: it does not fit into memory and the part asks to stop in that case.
     """
     if run.noise.ndim != 4:
         raise ValueError(
@@ -363,7 +363,7 @@ def _none_if_out_of_memory(
     part: Part,
     prompt: list[dict],
 ) -> torch.Tensor | None:
-    """The result; None where memory ran out. By then the error, which holds tensors, is gone."""
+    """The result, or None if memory ran out; the error, which holds tensors, is then released."""
     try:
         return compute(run, part, prompt)
     except Exception as error:
@@ -383,7 +383,7 @@ def _run_image_by_image(run: SamplingRun, part: Part, prompt: list[dict]) -> tor
 
 
 def _cache_key(run: SamplingRun, prompt: list[dict]) -> Hashable | None:
-    """What decides f beside adapter and model; None where that cannot be told."""
+    """What f depends on besides adapter and model; None if that cannot be compared."""
     patcher = run.guider.model_patcher
     replaced = tuple(sorted(patcher.object_patches))
     try:
@@ -419,23 +419,23 @@ def modulated_noise(
     """The noise that samplers of `model` (from `apply`) start from.
 
     Args:
-        positive: the CONDITIONING that a sampler would get.
+        positive: the CONDITIONING of the sampler.
         noise: (B, C, H, W), on the CPU.
-        latent: the LATENT that it would start on; None: an empty one.
+        latent: the LATENT that the sampler starts on; None: an empty one.
         sigmas: its SIGMAS; None: it starts at full noise.
 
     Returns:
-        Like `noise`. ComfyUI loads the model for it, as for sampling.
+        Like `noise`. ComfyUI loads the model, as for sampling.
     """
     if sigmas is not None and len(sigmas) == 0:
-        return noise  # as no sampler runs
+        return noise  # no sampler runs in this case
     sampler = _NoiseRecorder()
     run_sampler(sampler, model, positive, noise, seed, latent, sigmas)
     return sampler.noise.to(noise)
 
 
 class _NoiseRecorder(comfy.samplers.Sampler):
-    """A sampler that only looks at the noise it is given."""
+    """A sampler that only records the noise it starts from."""
 
     noise: torch.Tensor
 
@@ -455,7 +455,7 @@ def latent_for(model: ModelPatcher, latent: dict) -> dict:
     """The LATENT as samplers adapt it: an empty one gets the model's channels and size.
 
     Raises:
-        ValueError: it is a batch of none.
+        ValueError: the batch is empty.
     """
     if not len(latent["samples"]):
         raise ValueError("latent is an empty batch. Connect a latent with at least one image.")

@@ -1,7 +1,7 @@
-"""The one walk through ComfyUI's conditioning: dicts, lists, tuples and COND objects in each other.
+"""Walks through ComfyUI's conditioning: nested dicts, lists, tuples and COND objects.
 
-A sampler's conditioning is a list of dicts, which hold tensors, plain values, and, by the name of
-the network's input, `comfy.conds.CONDRegular` objects around tensors.
+A sampler's conditioning is a list of dicts. These contain tensors, plain values, and one
+`comfy.conds.CONDRegular` object around tensors for each input of the network.
 """
 
 from collections.abc import Callable, Hashable
@@ -12,7 +12,7 @@ from comfy.conds import CONDConstant, CONDRegular
 
 
 def children(value: Any) -> dict[Hashable, Any] | None:
-    """What a dict, list, tuple or COND object holds, by key, index or attribute; None: neither."""
+    """The items of a dict, list, tuple or COND object; None for everything else."""
     if isinstance(value, CONDRegular):  # and its subclasses
         return vars(value)
     if isinstance(value, dict):
@@ -28,7 +28,7 @@ def map_tensors(
     """A copy of conditioning, or of a part of it, with `function` applied to each tensor.
 
     Args:
-        constants: apply it to those of a CONDConstant too, which hold for a batch as a whole.
+        constants: also apply it inside CONDConstant, whose values belong to the whole batch.
     """
     if isinstance(value, torch.Tensor):
         return function(value)

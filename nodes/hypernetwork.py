@@ -1,4 +1,4 @@
-"""The nodes that load a noise hypernetwork and put it in front of a sampler."""
+"""The nodes that load a noise hypernetwork and apply it to a model."""
 
 from comfy_api.latest import io
 
@@ -24,7 +24,7 @@ def strength_input() -> io.Float.Input:
 
 
 def at_partial_noise_input() -> io.Combo.Input:
-    """The widget of the nodes that meet a sampler which starts below full noise."""
+    """The widget of the nodes that may run with a sampler that starts below full noise."""
     return io.Combo.Input(
         "at_partial_noise",
         options=list(comfy_model.PARTIAL_NOISE),

@@ -1,4 +1,4 @@
-"""A pass that did not fit into memory: room for it, and the same pass image by image."""
+"""For a pass that did not fit into memory: free memory, and run it one image at a time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from .conditioning import map_tensors
 
 
 def free_memory(guider: comfy.samplers.CFGGuider, device: torch.device) -> None:
-    """Unload every model but those with which the guider is sampling."""
+    """Unload all models except those that the guider is sampling with."""
     management = comfy.model_management
     used = [patcher.model for patcher in (guider.model_patcher, *guider.loaded_models)]
     keep = [
@@ -28,9 +28,9 @@ def prompt_of_images(prompt: Sequence[dict[str, Any]], images: Sequence[int]) ->
     """The conditioning of some of a batch's images.
 
     Args:
-        prompt: conditioning dicts as samplers hand them on. What has fewer rows than the batch has
-            images is repeated for them, as ComfyUI does it.
-        images: their places in the batch.
+        prompt: conditioning dicts of a sampler. Tensors with fewer rows than the batch has images
+            are repeated, as in ComfyUI.
+        images: their indices in the batch.
     """
 
     def rows(tensor: torch.Tensor) -> torch.Tensor:

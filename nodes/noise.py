@@ -1,4 +1,4 @@
-"""Nodes around the noise: for graphs with a NOISE input, for a look at it, and for its seeds."""
+"""Nodes for noise: modulate NOISE, inspect it, and make lists of seeds."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class ModulatedNoise:
     """The value of the type NOISE: another NOISE, modulated for one model and prompt.
 
     Args:
-        sigmas: where the sampler starts; None: not known.
+        sigmas: those of the sampler; None: unknown.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class ModulatedNoise:
         self.seed = noise.seed
 
     def generate_noise(self, input_latent: dict) -> torch.Tensor:
-        """(B, C, H, W) on the CPU, for a LATENT of the model's kind, as samplers hand it over."""
+        """(B, C, H, W) on the CPU, for a LATENT in the model's format, as samplers pass it."""
         noise = self._noise.generate_noise(input_latent)
         if self._sigmas is None and not is_empty(input_latent["samples"]):
             comfy_model.LOG.warning(
@@ -185,7 +185,7 @@ class PreviewDelta(io.ComfyNode):
 
 
 class Seeds(io.ComfyNode):
-    """A seed and a number -> a list of seeds that count up."""
+    """A seed and a count -> a list of consecutive seeds."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,4 +1,4 @@
-"""ReNO inside ComfyUI: gradients through models that ComfyUI loaded for inference alone."""
+"""ReNO inside ComfyUI: gradients through models that ComfyUI loaded only for inference."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,11 +29,12 @@ def search(
     config: RenoConfig,
     on_step: Callable[[int, torch.Tensor, torch.Tensor], None],
 ) -> RenoResult:
-    """The noise, near the given one (B, C, H, W), whose one-step image the rewards like best.
+    """The noise near the given one (B, C, H, W) whose one-step image gets the highest reward.
 
-    ComfyUI loads model, VAE and rewards side by side, as for sampling, and can interrupt it.
+    ComfyUI loads model, VAE and rewards together, as for sampling, and can interrupt the search.
 
     Raises:
+        TypeError: the model does not support gradients.
         OOM_EXCEPTION: the gradient did not fit into memory.
     """
     loaded = model.clone()
@@ -60,7 +61,7 @@ def search(
 
 
 class _Search(comfy.samplers.Sampler):
-    """A sampler that searches the noise it is given; what it samples is the best image's latent."""
+    """A sampler that runs the search, starting from its noise."""
 
     result: RenoResult
 
@@ -105,9 +106,9 @@ def _generate(run: SamplingRun, prompt: list[dict], vae: Any, x: torch.Tensor) -
 
 @contextmanager
 def differentiable(*modules: torch.nn.Module) -> Iterator[None]:
-    """Lets gradients pass through modules whose weights were made in inference mode.
+    """Let gradients pass through modules whose weights were created in inference mode.
 
-    Autograd refuses such tensors; ordinary ones on the same memory stand in for them here.
+    Autograd rejects such tensors, so ordinary tensors on the same memory replace them meanwhile.
     """
     replaced = []
     try:
@@ -129,7 +130,7 @@ def differentiable(*modules: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _kernels_with_gradient() -> Iterator[None]:
-    """ComfyUI's sign to its networks to leave out kernels that have no gradient."""
+    """Set ComfyUI's flag that makes its networks avoid kernels without a gradient."""
     before = management.in_training
     management.in_training = True
     try:
@@ -139,7 +140,7 @@ def _kernels_with_gradient() -> Iterator[None]:
 
 
 def _on_same_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """An ordinary tensor. A view or `detach` would not do: of an inference tensor it is one too."""
+    """An ordinary tensor, which a view or `detach` of an inference tensor would not be."""
     twin = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return twin.set_(
         tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
@@ -147,5 +148,5 @@ def _on_same_memory(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _ordinary(value: Any) -> Any:
-    """Sigmas, or a prompt, with copies of the tensors that were made in inference mode."""
+    """Sigmas, or a prompt, with ordinary copies of the tensors created in inference mode."""
     return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, value)

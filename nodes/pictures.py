@@ -1,4 +1,4 @@
-"""Pictures that nodes draw: scores on images, and the plot of a comparison."""
+"""Drawing: scores on images, and the plot of a comparison."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ _PLOT = (640, 400)
 
 def with_captions(images: torch.Tensor, captions: Sequence[str]) -> torch.Tensor:
     """Each image (B, H, W, 3) in [0, 1] with its caption in a strip at the bottom; small images are
-    drawn larger."""
+    enlarged."""
     return torch.stack(
         [_with_caption(image, caption) for image, caption in zip(images, captions, strict=True)]
     )

@@ -12,7 +12,7 @@ _PREVIEW = 512  # pixels at most
 
 
 class FoundNoise:
-    """The value of the type NOISE: one that was searched, (B, C, H, W)."""
+    """The value of the type NOISE: the result of a search, (B, C, H, W)."""
 
     def __init__(self, noise: torch.Tensor, seed: int) -> None:
         self._noise, self.seed = noise, seed
@@ -135,7 +135,7 @@ class ReNO(io.ComfyNode):
             patience=patience,
         )
         latent = comfy_model.latent_for(model, latent)
-        # The latent gives the size; the search starts from pure noise, whatever image it holds.
+        # Only the latent's size is used: the search starts from pure noise.
         empty = {**latent, "samples": torch.zeros_like(latent["samples"])}
         start = noise.generate_noise(empty)
         progress = comfy.utils.ProgressBar(iterations)

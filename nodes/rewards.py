@@ -29,14 +29,14 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Rewards:
-    """The value of the type HYPERNOISE_REWARD: rewards that ComfyUI's memory management moves."""
+    """The value of the type HYPERNOISE_REWARD: rewards managed by ComfyUI's memory management."""
 
     patchers: dict[str, Any]
     weights: dict[str, float]
 
     @classmethod
     def load(cls, weights: dict[str, float], dtype: torch.dtype) -> "Rewards":
-        """Each reward by itself, so that ComfyUI can move it by itself."""
+        """Load each reward separately, so that ComfyUI can move them separately."""
         folders = model_folders.rewards_folders()
         members = {
             name: load_rewards({name: 1.0}, folders, dtype).members[name] for name in weights
@@ -44,7 +44,7 @@ class Rewards:
         return cls({name: comfy_model.manage(m) for name, m in members.items()}, dict(weights))
 
     def ensemble(self) -> Ensemble:
-        """On the device where ComfyUI has put them."""
+        """The weighted sum of the rewards, on the devices that ComfyUI chose."""
         return Ensemble(
             {name: (p.model.module, self.weights[name]) for name, p in self.patchers.items()}
         )
@@ -111,7 +111,7 @@ class LoadReward(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, reward: str | None, **others: object) -> str:
-        """Weights that are replaced on disk are loaded anew; of a linked reward any counts."""
+        """Changes if weights are replaced on disk: those of any reward if the widget is linked."""
         chosen = NAMES.values() if reward not in (*NAMES, PAPER) else _weights(reward)
         return _fingerprint(chosen)
 
@@ -138,7 +138,7 @@ class LoadReward(io.ComfyNode):
 
 
 def _weights(choice: str) -> dict[str, float]:
-    """The rewards that the widget's choice stands for, and the share of each."""
+    """The rewards for an option of the widget, with the weight of each."""
     return paper_weights() if choice == PAPER else {NAMES[choice]: 1.0}
 
 

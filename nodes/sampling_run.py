@@ -1,4 +1,4 @@
-"""What ComfyUI hands to a sampler: where sampling starts, from what, and with which prompts."""
+"""What ComfyUI passes to a sampler: where sampling starts, from what, and with which prompts."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """What ComfyUI hands to a sampler; B, C, H, W are those of the latents."""
+    """What ComfyUI passes to a sampler; B, C, H, W are those of the latents."""
 
     guider: comfy.samplers.CFGGuider
     sigmas: torch.Tensor
@@ -30,7 +30,7 @@ class SamplingRun:
 
     @property
     def model_objects(self) -> list[object]:
-        """The model and what nodes have put in the place of its parts, by their names' order."""
+        """The model and the objects that nodes patched into it, ordered by name."""
         replaced = self.guider.model_patcher.object_patches
         return [self.model, *(replaced[name] for name in sorted(replaced))]
 
@@ -46,7 +46,7 @@ class SamplingRun:
 
     @property
     def starts_at_full_noise(self) -> bool:
-        """Whether ComfyUI's samplers take the first sigma for the highest one."""
+        """Whether ComfyUI's samplers treat the first sigma as the highest one."""
         return self.first_sigma >= self.sigma_max or math.isclose(
             self.first_sigma, self.sigma_max, rel_tol=1e-5
         )
@@ -58,11 +58,11 @@ class SamplingRun:
 
     @property
     def uses_noise(self) -> bool:
-        """Whether the noise has a part in what the sampler starts from."""
+        """Whether the noise contributes to what the sampler starts from."""
         return bool(torch.count_nonzero(self.scaled(self.noise)))
 
     def prompt(self, noise_prompt: list | None = None) -> list[dict]:
-        """The sampler's positive conditioning, or this one, without ControlNet and GLIGEN."""
+        """The sampler's positive conditioning, or `noise_prompt`, without ControlNet and GLIGEN."""
         if noise_prompt is None:
             conds = self.guider.conds.get("positive") or []
         else:
@@ -78,7 +78,7 @@ class SamplingRun:
         return [_without(cond, "control", "gligen") for cond in conds]
 
     def active(self, prompt: list[dict]) -> list[dict]:
-        """The parts of a prompt whose time range holds where sampling starts, without the range."""
+        """The parts of a prompt that are active where sampling starts, without their time range."""
         sigma = self.sigmas[0].clamp(max=self.sigma_max)
         return [
             _without(cond, "timestep_start", "timestep_end")
@@ -106,7 +106,7 @@ class SamplingRun:
         return comfy.samplers.calc_cond_batch(self.model, [prompt], x, sigma, options)[0]
 
     def raw_output(self, prompt: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the model's network makes of the noise itself at the timestep of pure noise.
+        """The raw output of the model's network for the noise at the timestep of pure noise.
 
         Returns:
             The network's output (B, C, H, W), and where a prompt covers the image (B, 1, H, W); the
@@ -120,10 +120,10 @@ class SamplingRun:
 
     @contextmanager
     def _network_sees_noise(self) -> Iterator[None]:
-        """Whatever the model predicts and however it scales noise: it denoises to noise - output.
+        """Swaps the model's sampling, so that `denoised` is noise - output for every kind of model.
 
-        The timestep is the one that the model as it was loaded has for pure noise. Nodes that
-        replace its sampling change what the sampler does, not what its network was trained at.
+        The timestep is that of pure noise in the model as it was loaded. Nodes that replace its
+        sampling change what the sampler does, not what its network was trained at.
         """
         replaced = self.model.model_sampling
         loaded = self.guider.model_patcher.object_patches_backup.get("model_sampling", replaced)
@@ -144,21 +144,21 @@ class _PureNoise(torch.nn.Module):
         self._replaced = (replaced,)  # in a tuple, so that torch does not make it a submodule
 
     def __getattr__(self, name: str) -> Any:
-        """What the replaced object says, to another thread that plans its sigmas meanwhile."""
+        """From the replaced object, for other threads that plan their sigmas meanwhile."""
         return getattr(self._replaced[0], name)
 
     def calculate_input(self, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What the network gets: the noise, (B, C, H, W), as hypernetworks are trained on it."""
+        """The network's input: the unscaled noise (B, C, H, W), as in training."""
         return noise
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
-        """(B,), that of pure noise whatever sigma is."""
+        """(B,), always that of pure noise."""
         return torch.full_like(sigma, self._timestep)
 
     def calculate_denoised(
         self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor
     ) -> torch.Tensor:
-        """(B, C, H, W), never 0 in all channels, so that zeros show where no prompt is."""
+        """(B, C, H, W), never 0 in all channels, so that zeros mark areas without a prompt."""
         return model_input - model_output
 
 
@@ -196,7 +196,7 @@ def run_sampler(
 
 
 def is_empty(samples: Any) -> bool:
-    """Whether a LATENT's samples hold no image, as ComfyUI decides it: zeros alone, or None."""
+    """Whether a LATENT's samples contain no image, as ComfyUI defines it: all zeros, or None."""
     if samples is None:
         return True
     parts = samples.unbind() if samples.is_nested else [samples]

@@ -20,7 +20,7 @@ _OVERSHOOT = 0.5  # of bicubic and Lanczos resizing, at most
 
 
 def prompt_inputs() -> list[Any]:
-    """The two widgets of the nodes that score."""
+    """The two prompt widgets of the nodes that score."""
     return [
         io.String.Input(
             "prompt",
@@ -250,7 +250,7 @@ class Scored:
     warnings: list[str]
 
     def table(self, rows: Sequence[int] | None = None) -> str:
-        """A line an image."""
+        """One line per image."""
         names = list(self.each)
         lines = []
         for i in range(len(self.total)) if rows is None else rows:
@@ -266,10 +266,10 @@ def score(
     prompt: list[str],
     one_prompt_per_line: Sequence[bool],
 ) -> list[Scored]:
-    """Scores lists of IMAGEs (B, H, W, 3), by the names of their inputs, against the same prompts.
+    """Score lists of IMAGEs (B, H, W, 3), given by input name, against the same prompts.
 
     Raises:
-        ValueError: prompts and images do not fit each other, or an image cannot be scored.
+        ValueError: the numbers of prompts and images do not match, or an image cannot be scored.
     """
     rewards = widgets.single(node, "reward", reward)
     per_line = widgets.single(node, "one_prompt_per_line", one_prompt_per_line)
@@ -302,11 +302,12 @@ def _scored(
 
 
 def image_counts(name: str, images: Sequence[torch.Tensor]) -> list[int]:
-    """How many images each IMAGE of an input holds, all of which can be scored; values somewhat
-    outside of [0, 1], which resizing leaves, are cut off later.
+    """The number of images in each IMAGE of an input, after checking that all can be scored.
+
+    Values slightly outside of [0, 1], which resizing leaves, are clamped later.
 
     Raises:
-        ValueError: names the input, the image by its number in the whole list, and what is wrong.
+        ValueError: names the input, the image by its index in the whole list, and the problem.
     """
     counts: list[int] = []
     for batch in images:
@@ -318,7 +319,7 @@ def image_counts(name: str, images: Sequence[torch.Tensor]) -> list[int]:
 
 
 def _check_batch(name: str, first: int, batch: torch.Tensor) -> None:
-    """`first` is the number of its first image."""
+    """`first` is the index of its first image in the whole list."""
     if not isinstance(batch, torch.Tensor):
         raise ValueError(f"{name} contains {batch!r:.60} instead of image {first}.")
     if batch.ndim != 4 or batch.shape[-1] not in (3, 4) or not batch.is_floating_point():
@@ -345,11 +346,10 @@ def prompts_for(sides: Sequence[Sequence[int]], prompt: list[str], per_line: boo
     """A prompt for each image.
 
     Args:
-        sides: how many images each batch has; of the sides of a comparison, whose images belong
-            together in pairs, each.
+        sides: the batch sizes of each input. A comparison has two, whose images form pairs.
 
     Raises:
-        ValueError: there are too few or too many, or one is no text.
+        ValueError: there are too few or too many, or one is not valid text.
     """
     if per_line:
         prompt = [line.strip() for text in prompt for line in lines(text) if not is_blank(line)]
@@ -371,8 +371,8 @@ def prompts_for(sides: Sequence[Sequence[int]], prompt: list[str], per_line: boo
 
 
 def _one_per_image(values: Sequence[Any], counts: Sequence[int]) -> list[Any] | None:
-    """One for each image, from one for all images, one for each or one for each batch; None where
-    it is another number."""
+    """One value per image, from one for all images, one per image or one per batch; None if the
+    number of values is none of these."""
     if len(values) == 1:
         return list(values) * sum(counts)
     if len(values) == sum(counts):
@@ -383,11 +383,11 @@ def _one_per_image(values: Sequence[Any], counts: Sequence[int]) -> list[Any] | 
 
 
 class _NotConnected(ExecutionBlocker):
-    """An output of Best of N whose input is not connected: an error where a node uses it.
+    """An output of Best of N whose input is not connected: an error if a node uses it.
 
-    ComfyUI asks for the message when it is about to run such a node. A message that is handed back
-    is shown once, and the run counts as done and is kept: the next one shows nothing at all. So it
-    is raised, which ends this run and every other.
+    ComfyUI reads the message when it is about to run such a node. If the message were returned,
+    ComfyUI would show it once and cache the run as done, and later runs would show nothing.
+    Raising it instead stops every run.
     """
 
     def __init__(self, name: str) -> None:
@@ -402,7 +402,7 @@ class _NotConnected(ExecutionBlocker):
 
 
 def _chosen_images(images: list[torch.Tensor], chosen: list[int]) -> torch.Tensor:
-    """(N, H, W, 3), or with an alpha channel where all of them have one."""
+    """(N, H, W, 3), or (N, H, W, 4) if all of them have an alpha channel."""
     every = [image for batch in images for image in batch]
     best = [every[i] for i in chosen]
     if len(sizes := {f"{image.shape[1]} x {image.shape[0]}" for image in best}) > 1:
@@ -443,7 +443,7 @@ def _chosen_seeds(seeds: list[int], images: list[torch.Tensor], chosen: list[int
 
 
 def _captioned(images: list[torch.Tensor], captions: list[str]) -> torch.Tensor:
-    """All images with their captions as one batch, in the size of the first."""
+    """All images with their captions as one batch, resized to the first."""
     drawn, start = [], 0
     for batch in filter(len, images):
         shown = pictures.with_captions(batch[..., :3], captions[start : start + len(batch)])
@@ -456,7 +456,7 @@ def _captioned(images: list[torch.Tensor], captions: list[str]) -> torch.Tensor:
 
 
 class _Preview:
-    """Pictures and a text below them, as ComfyUI's page shows them on a node."""
+    """Images with a text below them, as the front end shows them on a node."""
 
     def __init__(self, images: torch.Tensor, text: str, node: type[io.ComfyNode]) -> None:
         self._parts = ui.PreviewImage(images, cls=node), ui.PreviewText(text)

@@ -1,7 +1,7 @@
-"""Values of widgets, where they come over a link.
+"""Checks for values of widgets.
 
-ComfyUI holds a value that is typed into a widget against the widget's choices and range. One that
-arrives over a link it hands to the node as it is.
+ComfyUI checks a value that is typed into a widget against the widget's options and range. It does
+not check a value that comes from a link.
 """
 
 import math
@@ -12,10 +12,10 @@ from comfy_api.latest import io
 
 
 def check(node: type[io.ComfyNode], **values: Any) -> None:
-    """Makes sure that each value, given by its widget's name, is one that the widget takes.
+    """Check that each value, given by its widget's name, is valid for the widget.
 
     Raises:
-        ValueError: names the node, the widget, the value and what the widget takes.
+        ValueError: names the node, the widget, the value and what is valid.
     """
     schema = node.define_schema()
     widgets = {widget.id: widget for widget in schema.inputs}
@@ -27,10 +27,10 @@ def check(node: type[io.ComfyNode], **values: Any) -> None:
 
 
 def single(node: type[io.ComfyNode], name: str, values: list[Any]) -> Any:
-    """The value of an input that holds for all images, of a node that takes lists.
+    """The one value of an input that is used for all images, in a node that takes lists.
 
     Raises:
-        ValueError: names the node and the input, where there is none or a list of several.
+        ValueError: names the node and the input if there is not exactly one value.
     """
     if len(values) != 1:
         raise ValueError(
@@ -41,7 +41,7 @@ def single(node: type[io.ComfyNode], name: str, values: list[Any]) -> Any:
 
 
 def _wanted(widget: io.Input, value: Any) -> str | None:
-    """What the widget takes, where the value is something else."""
+    """What is valid for the widget; None if the value is."""
     if isinstance(widget, io.Combo.Input):
         fits = isinstance(value, str) and value in widget.options
         return None if fits else f"one of {', '.join(map(repr, widget.options))}"

@@ -166,7 +166,7 @@ def _size(name: str, tooltip: str) -> io.Int.Input:
 
 
 def _path(folder: str, download: bool) -> Path:
-    """The folder on disk, downloaded if that is asked for and possible.
+    """The folder on disk, downloaded first if requested.
 
     Raises:
         ValueError: it is not on this machine.
@@ -185,13 +185,13 @@ def _path(folder: str, download: bool) -> Path:
 
 
 def _check(folder: Path) -> dict[str, str | None]:
-    """Makes sure that diffusers and transformers read tensors and JSON of this folder alone.
+    """Check that diffusers and transformers read only tensors and JSON, and only of this folder.
 
     Returns:
         The variant of the weights that each part has.
 
     Raises:
-        ValueError: names the file, and what it asks for.
+        ValueError: names the file and the problem.
     """
     model_folders.check_links(folder, model_folders.SANA_SPRINT)
     diffusers()  # says how to install it

@@ -59,14 +59,14 @@ def load(
 
 
 class SanaCLIP(comfy.sd.CLIP):
-    """Encodes with the network of its patcher, which Select CLIP Device replaces by a copy."""
+    """Encodes with the network of its patcher, which Select CLIP Device replaces with a copy."""
 
     @property
     def cond_stage_model(self) -> "SanaTextEncoder":
         return self.patcher.model
 
     def clone(self, *args: Any, **options: Any) -> "SanaCLIP":
-        """Of this class too; arguments are those of ComfyUI's CLIP."""
+        """A clone of this class; the arguments are those of ComfyUI's CLIP."""
         clone = SanaCLIP(no_init=True)
         vars(clone).update(vars(super().clone(*args, **options)))
         del vars(clone)["cond_stage_model"]  # a property of this class
@@ -74,7 +74,7 @@ class SanaCLIP(comfy.sd.CLIP):
 
 
 class SanaTokenizer:
-    """Hands the text through: tokens depend on the instruction, which the encoder adds."""
+    """Passes the text through: tokens depend on the instruction, which the encoder adds."""
 
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, **options: Any
