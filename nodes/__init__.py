@@ -8,11 +8,12 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import model_folders
 from .hypernetwork import ApplyHypernetwork, LoadHypernetwork
-from .noise import ModulateNoise, NoiseToLatent, PreviewDelta
+from .noise import ModulateNoise, NoiseToLatent, PreviewDelta, Seeds
 from .reno import ReNO
-from .rewards import BestOfN, CompareImages, LoadReward, ScoreImages, Seeds
+from .rewards import LoadReward
 from .sana_sprint.loader import EmptySanaLatent, LoadSanaSprint
 from .sana_sprint.sigmas import SanaSprintSigmas
+from .scoring import BestOfN, CompareImages, ScoreImages
 
 NODES: list[type[io.ComfyNode]] = [
     LoadSanaSprint,

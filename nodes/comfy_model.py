@@ -1,9 +1,9 @@
 """The hypernetwork inside ComfyUI's sampling: the file that knows ModelPatcher and its wrappers.
 
 ComfyUI runs the wrapper registered here when a sampler is about to start. At that moment the model
-is loaded, the prompts are encoded and the noise lies on the model's device. The wrapper runs the
-model once with the hypernetwork's branches attached, adds the result to the noise, and hands over
-to the sampler.
+is loaded, the prompts are encoded and the noise is on the model's device. The wrapper runs the
+model once with the hypernetwork's branches attached, adds the result to the noise, and calls the
+sampler.
 """
 
 import copy
@@ -28,38 +28,40 @@ from ..hypernoise_core.lora import LoraTarget
 from . import less_memory
 from .delta_cache import DeltaCache, UncacheableError, digest
 from .layer_names import layer_targets, output_sign
-from .sampling_run import SamplingRun
+from .sampling_run import SamplingRun, run_sampler
 
 KEY = "hypernoise"
 LOG = logging.getLogger("hypernoise")
 LEAVE, SCALE = "leave the noise alone", "scale the change by sigma"
-PARTIAL_NOISE = (LEAVE, SCALE)  # what to do where sampling starts below full noise
+PARTIAL_NOISE = (LEAVE, SCALE)  # what to do when sampling starts below full noise
 STOP, PLAIN = "stop", "use the plain noise"
-OUT_OF_MEMORY = (STOP, PLAIN)  # what to do where there is no memory even for a pass of one image
+OUT_OF_MEMORY = (STOP, PLAIN)  # what to do if not even one image fits
 _WEIGHT_HOOK = comfy.hooks.EnumHookType.Weight
 
 
 class WholeModelPatcher(ModelPatcher):
-    """A ModelPatcher that is on its device as a whole or not at all.
+    """A ModelPatcher that is either entirely on its device or not at all.
 
-    ComfyUI can keep a part of a model in main memory only if the model is built of ComfyUI's own
+    ComfyUI can keep part of a model in main memory only if the model consists of ComfyUI's own
     layers, which move their weights when they run. The layers of diffusers and transformers, and
     the branches of a hypernetwork, do not.
     """
 
     def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        # More bytes than any model has, so that all of it is loaded.
         return super().partially_load(device_to, 1e32, force_patch_weights)
 
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
         return 0  # nothing freed; ComfyUI then unloads the model completely
 
-    def made_by(self, make: Callable[[], "WholeModelPatcher"]) -> "WholeModelPatcher":
-        """Itself, knowing how to be made again: that is how ComfyUI copies a model to another GPU.
+    def with_factory(self, factory: Callable[[], "WholeModelPatcher"]) -> "WholeModelPatcher":
+        """Itself, with what ComfyUI calls to copy the model to another GPU.
 
         Args:
-            make: gives one with weights of its own, as they were before anything patched them.
+            factory: returns a patcher with weights of its own, unpatched.
         """
-        self.cached_patcher_init = (lambda disable_dynamic=True: make(), ())
+        # ComfyUI asks by keyword for a patcher that does not stream its weights; ours never does.
+        self.cached_patcher_init = (lambda disable_dynamic=True: factory(), ())
         return self
 
 
@@ -69,12 +71,12 @@ def manage(module: torch.nn.Module) -> WholeModelPatcher:
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     patcher = WholeModelPatcher(holder, device, offload_device)
-    # Nothing patches such a module, so a copy is as good as one that is loaded anew.
-    return patcher.made_by(lambda: manage(copy.deepcopy(module)))
+    # Such a module is never patched, so a copy is as good as loading it again.
+    return patcher.with_factory(lambda: manage(copy.deepcopy(module)))
 
 
 class _Holder(torch.nn.Module):
-    """Takes the attributes that ModelPatcher writes on its model, `device` among them."""
+    """Holds the attributes that ModelPatcher sets on its model, such as `device`."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -91,12 +93,12 @@ class Hypernoise:
 
     @classmethod
     def of(cls, hypernetwork: NoiseHypernetwork, name: str) -> "Hypernoise":
-        """Wrap a loaded hypernetwork; `name` is what messages call it."""
+        """Wrap a loaded hypernetwork; `name` is used in messages."""
         return cls(name, manage(hypernetwork))
 
     @property
     def hypernetwork(self) -> NoiseHypernetwork:
-        """The core's module, on the device where ComfyUI has put it."""
+        """The core's module, on the device that ComfyUI chose."""
         return self.patcher.model.module
 
 
@@ -108,7 +110,7 @@ class Part:
     targets: dict[str, LoraTarget]
     strength: float
     noise_prompt: list | None
-    """A CONDITIONING that the hypernetwork reads in place of the sampler's positive prompt."""
+    """A CONDITIONING for the hypernetwork instead of the sampler's positive prompt."""
     at_partial_noise: str
     """One of `PARTIAL_NOISE`."""
     out_of_memory: str
@@ -172,24 +174,24 @@ def _prepare_on_the_model_s_device(
 
     Arguments and result are those of ComfyUI's `prepare_sampling`.
     """
-    for patcher in model.get_additional_models_with_key(KEY):
+    for patcher in model.get_additional_models_with_key(KEY):  # clones that only this model has
         patcher.load_device = model.load_device
     return executor(model, *args, **kwargs)
 
 
 def _one_thread_at_a_time(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """The OUTER_SAMPLE wrapper: for servers and nodes that sample in threads of their own.
+    """The OUTER_SAMPLE wrapper: for servers and nodes that sample in several threads.
 
-    In a pass of a hypernetwork not only the network is another one, but also the model's sampling.
+    During a hypernetwork's pass, both the network and the model's sampling are replaced.
     """
     with turn_of(executor.class_obj.model_patcher.model.diffusion_model):
         return executor(*args, **kwargs)
 
 
 def _clone_with_hooks(model: ModelPatcher, prompt: list) -> ModelPatcher:
-    """A clone that can act on the LoRA hooks of a prompt that no sampler sees.
+    """A clone with the LoRA hooks of a prompt that no sampler sees.
 
-    ComfyUI registers those of a sampler's prompts on the model when sampling begins.
+    ComfyUI itself registers only the hooks of a sampler's prompts, when sampling starts.
     """
     hooks = [
         hook
@@ -211,7 +213,7 @@ class NoiseModulation:
 
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def __call__(
         self,
@@ -238,23 +240,23 @@ class NoiseModulation:
     def delta(self, run: SamplingRun) -> torch.Tensor | None:
         """Sum of strength * f(noise) over the hypernetworks; None if the noise stays as it is."""
         if comfy.model_management.in_training:
-            return None  # ComfyUI's training nodes pass through here with made-up sigmas
+            return None  # ComfyUI's training nodes call samplers with made-up sigmas
         active = []
         for part in self._loaded_parts(run):
             prompt = run.prompt(part.noise_prompt)
-            if reason := _reason_to_leave(run, part, prompt):
-                self._say_once(logging.WARNING, f"{part.hypernoise.name} is not used: {reason}")
+            if reason := _reason_to_skip(run, part, prompt):
+                self._log_once(logging.WARNING, f"{part.hypernoise.name} is not used: {reason}")
             else:
                 active.append((part, run.active(prompt)))
         if not active:
             return None
         total = torch.zeros_like(run.noise)
-        share = 1.0 if run.starts_from_noise_alone else run.start / run.full
+        share = 1.0 if run.starts_from_noise_alone else run.first_sigma / run.sigma_max
         progress = comfy.utils.ProgressBar(len(active))
         for part, prompt in active:
             comfy.model_management.throw_exception_if_processing_interrupted()
             if not run.starts_at_full_noise:
-                self._say_once(logging.INFO, f"{part.hypernoise.name} {_use_below_full(run)}")
+                self._log_once(logging.INFO, f"{part.hypernoise.name} {_use_below_full(run)}")
             delta = predict(run, part, prompt)
             if delta is not None:
                 total += part.strength * share * delta
@@ -264,102 +266,104 @@ class NoiseModulation:
     def _loaded_parts(self, run: SamplingRun) -> list[Part]:
         """The parts with the hypernetworks that ComfyUI has loaded beside the run's model.
 
-        Where a node has moved the model to another GPU, those are copies.
+        These are copies if a node has moved the model to another GPU.
         """
         beside = run.guider.model_patcher.get_additional_models_with_key(KEY)
         loaded = dict(zip(_patchers(self.parts), beside, strict=True))
         return [part.with_patcher(loaded[part.hypernoise.patcher]) for part in self.parts]
 
-    def _say_once(self, level: int, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+    def _log_once(self, level: int, message: str) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
             LOG.log(level, "HyperNoise: %s", message)
 
 
-def _reason_to_leave(run: SamplingRun, part: Part, prompt: list[dict]) -> str | None:
-    """Why the noise must stay as it is; None if it is to be modulated."""
+def _reason_to_skip(run: SamplingRun, part: Part, prompt: list[dict]) -> str | None:
+    """Why the noise must not be changed; None if it is to be modulated."""
     if not run.uses_noise:
         return (
-            "the sampler adds no noise (add_noise is off, or the model starts from the latent "
-            "alone), there is nothing to modulate."
+            "the sampler adds no noise (add_noise is disabled, or the model starts from the latent "
+            "alone), so there is nothing to modulate."
         )
     if not run.starts_from_noise_alone and part.at_partial_noise == LEAVE:
         return (
-            f"sampling starts at sigma {run.start:.4g} instead of {run.full:.4g} on a latent that "
-            f"is not empty (denoise below 1, a later first step, or a scheduler that begins "
-            f"lower), so an image is mixed into the noise. at_partial_noise changes that."
+            f"sampling starts at sigma {run.first_sigma:.4g} instead of {run.sigma_max:.4g} on a "
+            f"latent that is not empty (denoise below 1, a later first step, or a scheduler that "
+            f"starts lower), so an image is mixed into the noise. To use the hypernetwork anyway, "
+            f"set at_partial_noise to '{SCALE}'."
         )
     if not prompt:
-        return "the sampler has no positive conditioning to read the prompt from."
+        return "the sampler has no positive conditioning, so the hypernetwork has no prompt."
     if not run.active(prompt):
         return (
-            f"no prompt is active at sigma {run.start:.4g}, where sampling starts; the time ranges "
-            f"of its prompts begin later or end before."
+            f"no prompt is active at sigma {run.first_sigma:.4g}, where sampling starts. The time "
+            f"ranges of all prompts start later or end earlier."
         )
     return None
 
 
 def _use_below_full(run: SamplingRun) -> str:
-    """What is done with the change where sampling starts below full noise."""
-    start = f"sampling starts at sigma {run.start:.4g} instead of {run.full:.4g}"
+    """How the change is used when sampling starts below full noise."""
+    start = f"sampling starts at sigma {run.first_sigma:.4g} instead of {run.sigma_max:.4g}"
     if run.starts_from_noise_alone:
-        return f"is used in full: {start}, but on an empty latent, so from noise alone."
-    return f"is used with its change times {run.start / run.full:.4g}: {start} (at_partial_noise)."
+        return f"is used in full: {start}, but the latent is empty, so no image is mixed in."
+    share = run.first_sigma / run.sigma_max
+    return f"is used with its change multiplied by {share:.4g}: {start} (at_partial_noise)."
 
 
 def predict(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tensor | None:
-    """f(noise) of one hypernetwork, (B, C, H, W) like the noise; remembered from run to run.
+    """f(noise) of one hypernetwork, (B, C, H, W) like the noise; cached between runs.
 
-    None: there is no memory for it, and the part asks for the plain noise then.
+    None if it does not fit into memory and the part asks for the plain noise in that case.
 
     Raises:
         ValueError: the latents are not those of images.
         AdapterError: the network ran past the layers that the hypernetwork acts on.
-        OOM_EXCEPTION: the pass did not fit into memory, and the part asks to stop then.
+        OOM_EXCEPTION: it does not fit into memory and the part asks to stop in that case.
     """
     if run.noise.ndim != 4:
         raise ValueError(
-            f"A noise hypernetwork works on image latents of shape (batch, channels, height, "
-            f"width), this one has {run.noise.ndim} dimensions. Take its node out of workflows for "
-            f"video, audio or combined latents."
+            f"A noise hypernetwork needs image latents of shape (batch, channels, height, width), "
+            f"but this latent has {run.noise.ndim} dimensions. Remove the hypernetwork from "
+            f"workflows with video, audio or combined latents."
         )
     key = _cache_key(run, prompt)
     cache, owners = part.hypernoise.cache, run.model_objects
     if key is not None and (known := cache.find(owners, key)) is not None:
         return known.to(run.noise)
-    delta = _unless_out_of_memory(_run_network, run, part, prompt)
+    delta = _none_if_out_of_memory(_run_network, run, part, prompt)
     if delta is None:
         LOG.warning(
-            "HyperNoise: no memory for the pass of %s; trying again, image by image, with other "
-            "models unloaded.",
+            "HyperNoise: not enough memory for the pass of %s. Trying again with other models "
+            "unloaded, one image at a time.",
             part.hypernoise.name,
         )
         less_memory.free_memory(run.guider, run.noise.device)
-        delta = _unless_out_of_memory(_run_image_by_image, run, part, prompt)
+        delta = _none_if_out_of_memory(_run_image_by_image, run, part, prompt)
     if delta is None:
         shape = " x ".join(map(str, run.noise.shape))
         message = (
-            f"Not enough memory for the pass of {part.hypernoise.name} on latents of {shape}, not "
-            f"even image by image"
+            f"Not enough memory for the pass of {part.hypernoise.name} on latents of {shape}, even "
+            f"one image at a time."
         )
         if part.out_of_memory == STOP:
             raise comfy.model_management.OOM_EXCEPTION(
-                f"{message}. Take smaller images, or set out_of_memory on Apply Noise Hypernetwork "
+                f"{message} Use smaller images, or set out_of_memory in Apply Noise Hypernetwork "
                 f"to '{PLAIN}'."
             )
-        LOG.warning("HyperNoise: %s: this run uses the plain noise.", message)
+        LOG.warning("HyperNoise: %s This run uses the plain noise.", message)
     elif key is not None:
         cache.keep(owners, key, delta)
     return delta
 
 
-def _unless_out_of_memory(
+def _none_if_out_of_memory(
     compute: Callable[[SamplingRun, Part, list[dict]], torch.Tensor],
     run: SamplingRun,
     part: Part,
     prompt: list[dict],
 ) -> torch.Tensor | None:
-    """The result; None where memory ran out. By then the error, which holds tensors, is gone."""
+    """The result, or None if memory ran out; the error, which holds tensors, is then released."""
     try:
         return compute(run, part, prompt)
     except Exception as error:
@@ -379,7 +383,7 @@ def _run_image_by_image(run: SamplingRun, part: Part, prompt: list[dict]) -> tor
 
 
 def _cache_key(run: SamplingRun, prompt: list[dict]) -> Hashable | None:
-    """What decides f beside adapter and model; None where that cannot be told."""
+    """What f depends on besides adapter and model; None if that cannot be compared."""
     patcher = run.guider.model_patcher
     replaced = tuple(sorted(patcher.object_patches))
     try:
@@ -397,8 +401,8 @@ def _run_network(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tens
     if missed and covered.any():
         raise AdapterError(
             f"{part.hypernoise.name}: {type(network).__name__} ran without calling {len(missed)} "
-            f"of its layers ({missed[0]} for one), so the hypernetwork cannot act on them. Models "
-            f"with fused kernels do that; load the model another way."
+            f"of its layers (for example {missed[0]}), so the hypernetwork cannot act on them. "
+            f"This happens with fused kernels. Load the model with another loader."
         )
     delta = hypernetwork.delta(output_sign(run.model) * output, run.noise)
     return torch.where(covered, delta, torch.zeros_like(delta))
@@ -415,36 +419,23 @@ def modulated_noise(
     """The noise that samplers of `model` (from `apply`) start from.
 
     Args:
-        positive: the CONDITIONING that a sampler would get.
+        positive: the CONDITIONING of the sampler.
         noise: (B, C, H, W), on the CPU.
-        latent: the LATENT that it would start on; None: an empty one.
+        latent: the LATENT that the sampler starts on; None: an empty one.
         sigmas: its SIGMAS; None: it starts at full noise.
 
     Returns:
-        Like `noise`. ComfyUI loads the model for it, as for sampling.
+        Like `noise`. ComfyUI loads the model, as for sampling.
     """
-    latent = latent or {"samples": torch.zeros_like(noise)}
-    if sigmas is None:
-        sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
-    if len(sigmas) == 0:
-        return noise  # as no sampler runs
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": positive})
-    sampler = _NoiseTaker()
-    guider.sample(
-        noise,
-        latent["samples"],
-        sampler,
-        sigmas,
-        denoise_mask=latent.get("noise_mask"),
-        disable_pbar=True,
-        seed=seed,
-    )
+    if sigmas is not None and len(sigmas) == 0:
+        return noise  # no sampler runs in this case
+    sampler = _NoiseRecorder()
+    run_sampler(sampler, model, positive, noise, seed, latent, sigmas)
     return sampler.noise.to(noise)
 
 
-class _NoiseTaker(comfy.samplers.Sampler):
-    """A sampler that only looks at the noise it is given."""
+class _NoiseRecorder(comfy.samplers.Sampler):
+    """A sampler that only records the noise it starts from."""
 
     noise: torch.Tensor
 
@@ -464,10 +455,10 @@ def latent_for(model: ModelPatcher, latent: dict) -> dict:
     """The LATENT as samplers adapt it: an empty one gets the model's channels and size.
 
     Raises:
-        ValueError: it is a batch of none.
+        ValueError: the batch is empty.
     """
     if not len(latent["samples"]):
-        raise ValueError("latent holds no image: it is an empty batch; give at least one.")
+        raise ValueError("latent is an empty batch. Connect a latent with at least one image.")
     latent = dict(latent)
     ratio = latent.pop("downscale_ratio_spacial", None)
     latent["samples"] = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)

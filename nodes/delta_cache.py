@@ -1,4 +1,4 @@
-"""Remembers what a hypernetwork made of a noise, so that a graph run again pays nothing for it."""
+"""A cache of the deltas of a hypernetwork, so that running a graph again needs no new pass."""
 
 import hashlib
 import weakref
@@ -8,14 +8,15 @@ from threading import Lock
 from typing import Any
 
 import torch
-from comfy.conds import CONDRegular
+
+from .conditioning import children
 
 _ENTRIES = 8  # latents, so a few megabytes at most
-_NOT_READ = frozenset({"uuid"})  # of a prompt: new for every run, changes nothing
+_NOT_READ = frozenset({"uuid"})  # of a prompt: new in every run, without effect
 
 
 class UncacheableError(TypeError):
-    """A prompt holds something whose content cannot be compared."""
+    """A prompt contains an object whose content cannot be compared."""
 
 
 class DeltaCache:
@@ -29,7 +30,7 @@ class DeltaCache:
         self._lock = Lock()  # threads with networks of their own may share a hypernetwork
 
     def find(self, owners: Sequence[object], key: Hashable) -> torch.Tensor | None:
-        """The delta remembered for this key and these very objects."""
+        """The delta stored for this key and exactly these objects."""
         with self._lock:
             known, delta = self._entries.get(key, ([], None))
             if len(known) != len(owners) or any(
@@ -40,9 +41,9 @@ class DeltaCache:
             return delta
 
     def keep(self, owners: Sequence[object], key: Hashable, delta: torch.Tensor) -> None:
-        """Remember a delta (B, C, H, W); the oldest one makes place.
+        """Store a delta (B, C, H, W); the least recently used one is dropped.
 
-        Where an owner allows no weak reference, nothing is remembered.
+        Nothing is stored if an owner does not allow weak references.
         """
         try:
             references = [weakref.ref(owner) for owner in owners]
@@ -70,19 +71,12 @@ def _feed(state: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         state.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
         state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    elif isinstance(value, CONDRegular):  # and its subclasses
-        state.update(type(value).__name__.encode())
-        _feed(state, vars(value))
-    elif isinstance(value, dict):
-        state.update(f"dict {len(value)};".encode())
-        for key in sorted(value, key=str):
+    elif (inner := children(value)) is not None:
+        state.update(f"{type(value).__name__} {len(inner)};".encode())
+        for key in sorted(inner, key=str):
             if key not in _NOT_READ:
                 state.update(f"{key}:".encode())
-                _feed(state, value[key])
-    elif isinstance(value, (list, tuple)):
-        state.update(f"list {len(value)};".encode())
-        for item in value:
-            _feed(state, item)
+                _feed(state, inner[key])
     elif value is None or isinstance(value, (str, bytes, int, float, bool, torch.dtype)):
         state.update(f"{type(value).__name__} {value!r};".encode())
     else:

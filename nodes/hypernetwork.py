@@ -1,4 +1,4 @@
-"""The nodes that load a noise hypernetwork and put it in front of a sampler."""
+"""The nodes that load a noise hypernetwork and apply it to a model."""
 
 from comfy_api.latest import io
 
@@ -17,14 +17,14 @@ def strength_input() -> io.Float.Input:
         max=10.0,
         step=0.05,
         tooltip=(
-            "Factor on the change of the noise. 1 is what was trained; 0 runs nothing "
-            "and gives the plain model's image."
+            "Multiplier for the change of the noise. 1 is the strength used in training. 0 skips "
+            "the hypernetwork and gives the plain model's image."
         ),
     )
 
 
 def at_partial_noise_input() -> io.Combo.Input:
-    """The widget of the nodes that meet a sampler which starts below full noise."""
+    """The widget of the nodes that may run with a sampler that starts below full noise."""
     return io.Combo.Input(
         "at_partial_noise",
         options=list(comfy_model.PARTIAL_NOISE),
@@ -32,9 +32,10 @@ def at_partial_noise_input() -> io.Combo.Input:
         optional=True,
         advanced=True,
         tooltip=(
-            "Where an image is mixed into the noise (a latent that is not empty, and denoise below "
-            "1 or a later first step). A hypernetwork knows pure noise only, so it is left out "
-            "there; the other choice uses its change times the share of noise."
+            "What to do when an image is mixed into the noise, because the latent is not empty and "
+            "denoise is below 1 or sampling starts at a later step. Hypernetworks are trained on "
+            "pure noise, so by default the noise is not changed. The other option multiplies the "
+            "change by the share of noise."
         ),
     )
 
@@ -49,8 +50,8 @@ class LoadHypernetwork(io.ComfyNode):
             display_name="Load Noise Hypernetwork",
             category="HyperNoise",
             description=(
-                "Loads a noise hypernetwork (LoRA weights that turn random noise into better noise "
-                "for one generator) from models/hypernoise."
+                "Loads a noise hypernetwork from models/hypernoise. A noise hypernetwork is a set "
+                "of LoRA weights that turns random noise into better noise for one generator."
             ),
             search_aliases=["hypernoise", "hypernetwork loader", "noise lora", "adapter"],
             inputs=[
@@ -58,8 +59,8 @@ class LoadHypernetwork(io.ComfyNode):
                     "hypernetwork",
                     options=list(model_folders.hypernetworks()),
                     tooltip=(
-                        "A .safetensors or .bin file, or a peft folder, in models/hypernoise. "
-                        "It works with the generator it was trained on."
+                        "A .safetensors or .bin file, or a PEFT folder, in models/hypernoise. Use "
+                        "it with the generator it was trained on."
                     ),
                 )
             ],
@@ -87,21 +88,26 @@ class ApplyHypernetwork(io.ComfyNode):
             display_name="Apply Noise Hypernetwork",
             category="HyperNoise",
             description=(
-                "Lets the hypernetwork rewrite the noise just before any sampler starts on it: one "
-                "extra pass of the model, whatever the number of steps. The model's weights stay "
-                "as they are. Several of these nodes in a row add up."
+                "Modulates the noise with a hypernetwork just before a sampler starts. This takes "
+                "one extra pass of the model, whatever the number of steps, and does not change "
+                "the model's weights. Several of these nodes in a row add up."
             ),
             search_aliases=["hypernoise", "modulate noise", "noise hypernetwork", "better noise"],
             inputs=[
-                io.Model.Input("model", tooltip="The generator that the hypernetwork belongs to."),
-                HypernoiseType.Input("hypernoise", tooltip="From Load Noise Hypernetwork."),
+                io.Model.Input(
+                    "model", tooltip="The generator that the hypernetwork was trained on."
+                ),
+                HypernoiseType.Input(
+                    "hypernoise", tooltip="A hypernetwork from Load Noise Hypernetwork."
+                ),
                 strength_input(),
                 io.Conditioning.Input(
                     "noise_prompt",
                     optional=True,
                     tooltip=(
-                        "What the hypernetwork reads in place of the sampler's positive prompt, "
-                        "LoRA hooks included. The image is still made from the positive prompt."
+                        "A separate prompt for the hypernetwork, including its LoRA hooks. When "
+                        "not connected, the hypernetwork uses the sampler's positive prompt. The "
+                        "sampler always uses its own prompt."
                     ),
                 ),
                 at_partial_noise_input(),
@@ -112,8 +118,8 @@ class ApplyHypernetwork(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "Where memory runs out, the pass is tried again image by image, with other "
-                        "models unloaded. This is for the case that even that does not fit."
+                        "What to do when the hypernetwork's pass does not fit into memory, even "
+                        "one image at a time and with other models unloaded."
                     ),
                 ),
             ],

@@ -1,7 +1,8 @@
-"""Where ComfyUI keeps the layers that an adapter knows by diffusers' names.
+"""Where ComfyUI stores the layers that an adapter lists under diffusers' names.
 
-ComfyUI has tables for the LoRAs of every model family that it runs; the same tables place the
-layers of a hypernetwork: several on slices of one fused layer, some with scale and shift swapped.
+ComfyUI has tables for the LoRAs of every model family that it supports. The same tables locate
+the layers of a hypernetwork. Several may be slices of one fused layer, some with scale and shift
+swapped.
 """
 
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ _NETWORK = "diffusion_model."
 
 
 def layer_targets(model: BaseModel, names: Iterable[str]) -> dict[str, LoraTarget]:
-    """Where the named layers land on the model's network; names without a place are left out.
+    """Where the named layers are in the model's network; names that are not found are left out.
 
     Raises:
         AdapterError: ComfyUI stores a layer in a form that a hypernetwork cannot act on.
@@ -55,5 +56,5 @@ def _target(name: str, entry: str | tuple) -> LoraTarget:
     module = key.removeprefix(_NETWORK).removesuffix(".weight")
     dim, offset, size = cut or (0, 0, None)
     if dim != 0 or function not in (None, comfy.utils.swap_scale_shift):
-        raise AdapterError(f"ComfyUI keeps layer {name} in {key} in a form that is not supported")
+        raise AdapterError(f"ComfyUI stores layer {name} in {key} in a form that is not supported")
     return LoraTarget(module, offset, size, swap_halves=function is not None)

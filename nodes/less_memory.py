@@ -1,16 +1,17 @@
-"""A pass that did not fit into memory: room for it, and the same pass image by image."""
+"""For a pass that did not fit into memory: free memory, and run it one image at a time."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.conds
 import comfy.model_management
 import comfy.samplers
 import torch
 
+from .conditioning import map_tensors
+
 
 def free_memory(guider: comfy.samplers.CFGGuider, device: torch.device) -> None:
-    """Unload every model but those with which the guider is sampling."""
+    """Unload all models except those that the guider is sampling with."""
     management = comfy.model_management
     used = [patcher.model for patcher in (guider.model_patcher, *guider.loaded_models)]
     keep = [
@@ -18,6 +19,7 @@ def free_memory(guider: comfy.samplers.CFGGuider, device: torch.device) -> None:
         for loaded in management.current_loaded_models
         if loaded.model is not None and any(loaded.model.model is model for model in used)
     ]
+    # More bytes than any device has, so that all the others go.
     management.free_memory(1e30, device, keep_loaded=keep)
     management.soft_empty_cache()
 
@@ -26,22 +28,12 @@ def prompt_of_images(prompt: Sequence[dict[str, Any]], images: Sequence[int]) ->
     """The conditioning of some of a batch's images.
 
     Args:
-        prompt: conditioning dicts as samplers hand them on. What has fewer rows than the batch has
-            images is repeated for them, as ComfyUI does it.
-        images: their places in the batch.
+        prompt: conditioning dicts of a sampler. Tensors with fewer rows than the batch has images
+            are repeated, as in ComfyUI.
+        images: their indices in the batch.
     """
-    return [{name: _rows(value, images) for name, value in cond.items()} for cond in prompt]
 
+    def rows(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[[image % len(tensor) for image in images]] if tensor.ndim > 0 else tensor
 
-def _rows(value: Any, images: Sequence[int]) -> Any:
-    if isinstance(value, torch.Tensor) and value.ndim > 0:
-        return value[[image % len(value) for image in images]]
-    if isinstance(value, comfy.conds.CONDConstant):
-        return value
-    if isinstance(value, comfy.conds.CONDRegular):
-        return value._copy_with(_rows(value.cond, images))
-    if isinstance(value, dict):
-        return {name: _rows(inner, images) for name, inner in value.items()}
-    if isinstance(value, list):  # of tensors; in conditioning nothing else goes by images
-        return [_rows(inner, images) for inner in value]
-    return value
+    return [map_tensors(rows, cond, constants=False) for cond in prompt]

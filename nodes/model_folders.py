@@ -1,15 +1,15 @@
-"""Where hypernetworks, rewards and SANA-Sprint folders lie, and their names in the widgets.
+"""Where hypernetworks, rewards and SANA-Sprint folders are found, and their names in the widgets.
 
 - `models/hypernoise/`: .safetensors and .bin files, and peft folders (shown by the folder's name).
 - `models/hypernoise_rewards/`: weights of rewards, a folder for each repository.
 - `models/sana_sprint/` and ComfyUI's own `models/diffusers/`: folders of SanaSprintPipeline.
 - `assets/` of this extension: the embedded generator and hypernetwork, always offered.
 
-A registered folder may be a peft or a SANA-Sprint folder itself; it goes by its own name then.
+A registered folder may itself be a peft or a SANA-Sprint folder; it is listed by its own name.
 
-A workflow may come from a stranger, so a widget's value is only ever looked up in the list of what
-lies in these folders, and what a link leads to elsewhere is not in it. The links of a Hugging Face
-cache, from a snapshot to the blobs beside it, do not lead elsewhere.
+A workflow may come from an untrusted source. A widget's value is therefore only looked up among
+the files found in these folders, and links out of them are not followed. The links of a Hugging
+Face cache, from a snapshot to the blobs beside it, stay inside.
 """
 
 import logging
@@ -30,12 +30,12 @@ LOG = logging.getLogger("hypernoise")
 HYPERNOISE = "hypernoise"
 REWARDS = "hypernoise_rewards"
 SANA_SPRINT = "sana_sprint"
-WIDGETS = {HYPERNOISE: "hypernetwork", SANA_SPRINT: "folder"}  # that offer what lies there
+WIDGETS = {HYPERNOISE: "hypernetwork", SANA_SPRINT: "folder"}  # the widget that lists each folder
 EMBEDDED = " (embedded)"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-REGISTER = (
-    "is or lies behind a link out of the models folders, which is not followed; register the "
-    "folder that it leads to in extra_model_paths.yaml instead"
+NOT_FOLLOWED = (
+    "is a link out of the models folders, or is behind one, and such links are not followed. "
+    "Register the folder that it points to in extra_model_paths.yaml instead"
 )
 _ADAPTER = {".safetensors", ".bin"}
 _CONFIG = "adapter_config.json"
@@ -59,18 +59,18 @@ def hypernetworks() -> dict[str, Path]:
     for root in roots:
         for folder, _, files in _walk(root):
             names = sorted(name for name in files if Path(name).suffix.lower() in _ADAPTER)
-            # What is read beside the weights has to lie here as well.
-            peft = [_is_here(folder / name, roots) for name in _PEFT if name in files]
+            # What is read beside the weights must be inside the folders as well.
+            peft = [_is_inside_any(folder / name, roots) for name in _PEFT if name in files]
             if not all(peft):
                 names = []
             for name in names:
-                if not _is_here(folder / name, roots):
+                if not _is_inside_any(folder / name, roots):
                     continue
                 paths = [folder] if _CONFIG in files else [folder / name]
-                if folder == root:  # other files may lie beside a peft adapter there
+                if folder == root:  # a peft adapter may share it with other files
                     paths = [folder / name, *(paths if name in _PEFT else [])]
                 for path in paths:
-                    if _is_name(shown := _shown(path, root)):
+                    if _is_name(shown := _display_name(path, root)):
                         found.setdefault(shown, path)
     for path in sorted(ASSETS.glob("*hypernoise*.safetensors")):
         found[path.stem + EMBEDDED] = path
@@ -78,7 +78,7 @@ def hypernetworks() -> dict[str, Path]:
 
 
 def rewards_folders() -> list[Path]:
-    """Where the weights of rewards lie; new ones go into the first."""
+    """The folders with weights of rewards; downloads go into the first."""
     return _roots(REWARDS)
 
 
@@ -88,48 +88,48 @@ def sana_sprint_folders() -> dict[str, Path]:
     for kind in (SANA_SPRINT, "diffusers"):
         for root in _roots(kind):
             for folder in _pipeline_folders(root):
-                if _is_name(shown := _shown(folder, root)):
+                if _is_name(shown := _display_name(folder, root)):
                     found.setdefault(shown, folder)
     for folder in _pipeline_folders(ASSETS):
         found[folder.name + EMBEDDED] = folder
     return found
 
 
-def find(known: dict[str, Path], name: str, place: str) -> Path:
-    """The path behind a widget's value, which is anything where the widget is linked.
+def find(known: dict[str, Path], name: str, kind: str) -> Path:
+    """The path for a widget's value, which may be of any type if the widget is linked.
 
     Raises:
-        ValueError: no such name; says which are known and where to put a new one.
+        ValueError: no such name; lists those that are available.
     """
     if isinstance(name, str) and name in known:
         return known[name]
-    shown = f"{WIDGETS[place]} {name!r:.200}"
-    names = ", ".join(list(known)[:_SHOWN]) or "none found"
+    shown = f"{WIDGETS[kind]} {name!r:.200}"
+    names = ", ".join(list(known)[:_SHOWN]) or "none"
     names += f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-    if not isinstance(name, str) or not _is_name(name) or _leads_away(name):
-        raise ValueError(f"{shown} is no name of a file in models/{place}. Known: {names}.")
-    if any(_is_linked(root, name) for root in _roots(place)):
-        raise ValueError(f"{shown} of models/{place} {REGISTER}.")
-    raise ValueError(f"{shown} is not in models/{place}. Known: {names}.")
+    if not isinstance(name, str) or not _is_name(name) or _is_path(name):
+        raise ValueError(f"{shown} is not a valid name in models/{kind}. Available: {names}.")
+    if any(_is_linked(root, name) for root in _roots(kind)):
+        raise ValueError(f"{shown} in models/{kind} {NOT_FOLLOWED}.")
+    raise ValueError(f"{shown} is not in models/{kind}. Available: {names}.")
 
 
-def check_links(folder: Path, place: str) -> None:
-    """Makes sure that all of a chosen folder's files lie in the models folders.
+def check_links(folder: Path, kind: str) -> None:
+    """Check that all files of a chosen folder are inside the models folders.
 
     Raises:
-        ValueError: names the link that leads out.
+        ValueError: names the link that leads out of them.
     """
-    roots = [*_roots(place), *_roots("diffusers"), ASSETS]
+    roots = [*_roots(kind), *_roots("diffusers"), ASSETS]
     for path in folder.rglob("*"):
-        if _is_link(path) and not (path.is_file() and _is_here(path, roots)):
-            raise ValueError(f"{str(path)!r} {REGISTER}.")
+        if _is_link(path) and not (path.is_file() and _is_inside_any(path, roots)):
+            raise ValueError(f"{str(path)!r} {NOT_FOLLOWED}.")
 
 
 def fingerprint_of(known: dict[str, Path], name: str | None) -> str:
-    """A text that changes when what lies behind a widget's value is replaced.
+    """A text that changes when the file or folder of a widget's value is replaced.
 
-    ComfyUI hands over None where the widget is linked. The value is not known then, but it is one
-    of the known names: the text changes when what lies behind any of them does.
+    ComfyUI passes None if the widget is linked. The value is then unknown, so the text changes when
+    any of the known files or folders is replaced.
     """
     names = known if name is None else {name} & known.keys()
     return "|".join(fingerprint(known[name]) for name in names)
@@ -146,29 +146,28 @@ def _roots(kind: str) -> list[Path]:
     return [Path(path) for path in folder_paths.get_folder_paths(kind)]
 
 
-def _shown(path: Path, root: Path) -> str:
-    """The name of what lies in a registered folder, or of that folder itself."""
+def _display_name(path: Path, root: Path) -> str:
+    """The widget's name for a path in a registered folder, or for that folder itself."""
     return root.name if path == root else path.relative_to(root).as_posix()
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str], set[str]]]:
-    """Every folder below `root`, with the folders in it, from which those that are not to be
-    entered may be taken out, and the other names in it.
+    """Like `os.walk`, as (folder, subfolders, files); callers may remove subfolders to skip them.
 
-    Links to folders are not entered, so that no circle of them can be walked in; folders that
-    cannot be read are passed over.
+    Links to folders are not followed, so that a cycle of them cannot be entered. Folders that
+    cannot be read are skipped.
     """
     for folder, subfolders, files in os.walk(root):
         linked = [name for name in subfolders if _is_link(Path(folder, name))]
         for name in linked:
-            _say_once(f"{os.path.join(folder, name)!r} {REGISTER}.")
+            _log_once(f"{os.path.join(folder, name)!r} {NOT_FOLLOWED}.")
         subfolders[:] = sorted(set(subfolders) - set(linked))
         yield Path(folder), subfolders, set(files)
 
 
 def _pipeline_folders(root: Path) -> list[Path]:
-    """`root` and every folder below it whose model_index.json names SanaSprintPipeline; no hidden
-    ones."""
+    """`root` and every folder below it whose model_index.json names SanaSprintPipeline, except
+    hidden folders."""
     folders = []
     for folder, subfolders, files in _walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -180,18 +179,18 @@ def _pipeline_folders(root: Path) -> list[Path]:
 
 
 def _is_sana_sprint(index: Path, root: Path) -> bool:
-    """A file that cannot be read is none, so that one of them does not close the whole menu."""
-    if not _is_here(index, [root]):
+    """False for a file that cannot be read, so that it does not break the whole menu."""
+    if not _is_inside_any(index, [root]):
         return False
     try:
         return read_json(index, _LARGEST_INDEX).get("_class_name") == "SanaSprintPipeline"
     except ValueError as error:
-        _say_once(f"this folder is left out: {error}")
+        _log_once(f"skipping this folder: {error}")
         return False
 
 
-def _is_here(path: Path, roots: Iterable[Path]) -> bool:
-    """Whether it is a file, and one of these folders holds it in truth."""
+def _is_inside_any(path: Path, roots: Iterable[Path]) -> bool:
+    """Whether the path is a file that is inside one of these folders after resolving links."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return False
@@ -199,15 +198,15 @@ def _is_here(path: Path, roots: Iterable[Path]) -> bool:
             return True
         real = path.resolve(strict=True)
         inside = any(is_inside(real, root.resolve()) for root in roots)
-    except (OSError, RuntimeError):  # a link to nothing, or in a circle
+    except (OSError, RuntimeError):  # a broken link, or a cycle of links
         return False
     if not inside:
-        _say_once(f"{str(path)!r} {REGISTER}.")
+        _log_once(f"{str(path)!r} {NOT_FOLLOWED}.")
     return inside
 
 
 def _is_link(path: Path) -> bool:
-    """A symbolic link, or a junction of Windows."""
+    """Whether it is a symbolic link or a Windows junction."""
     try:
         status = path.lstat()
     except OSError:
@@ -219,7 +218,7 @@ def _is_link(path: Path) -> bool:
 
 
 def _is_linked(root: Path, name: str) -> bool:
-    """Whether `name` exists below `root`, behind a link."""
+    """Whether `name` below `root` is a link or is behind one."""
     path = root / name
     chain = [path, *path.parents[: len(Path(name).parts) - 1]]
     if any(map(_is_link, chain)):
@@ -228,16 +227,16 @@ def _is_linked(root: Path, name: str) -> bool:
 
 
 def _is_name(name: str) -> bool:
-    """Whether it can be shown and sent: it holds no control character and no broken one."""
+    """Whether it can be displayed: it has no control characters and no lone surrogates."""
     return printable(name) == name and "\n" not in name and "\t" not in name
 
 
-def _leads_away(name: str) -> bool:
-    """Whether it is a path rather than a name below a folder, on this system or another."""
+def _is_path(name: str) -> bool:
+    """Whether it is a path, on any system, rather than a name below a folder."""
     parts = name.replace("\\", "/").split("/")
     return name == "" or ".." in parts or parts[0] == "" or ":" in parts[0]
 
 
 @lru_cache(maxsize=1000)
-def _say_once(text: str) -> None:
+def _log_once(text: str) -> None:
     LOG.warning("HyperNoise: %s", printable(text))

@@ -1,4 +1,4 @@
-"""Nodes that handle the noise itself: for graphs with a NOISE input, and for a look at it."""
+"""Nodes for noise: modulate NOISE, inspect it, and make lists of seeds."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class ModulatedNoise:
     """The value of the type NOISE: another NOISE, modulated for one model and prompt.
 
     Args:
-        sigmas: where the sampler starts; None: not known.
+        sigmas: those of the sampler; None: unknown.
     """
 
     def __init__(
@@ -25,13 +25,13 @@ class ModulatedNoise:
         self.seed = noise.seed
 
     def generate_noise(self, input_latent: dict) -> torch.Tensor:
-        """(B, C, H, W) on the CPU, for a LATENT of the model's kind, as samplers hand it over."""
+        """(B, C, H, W) on the CPU, for a LATENT in the model's format, as samplers pass it."""
         noise = self._noise.generate_noise(input_latent)
         if self._sigmas is None and not is_empty(input_latent["samples"]):
             comfy_model.LOG.warning(
-                "HyperNoise: Modulate Noise leaves the noise alone: the sampler's latent is not "
-                "empty, and whether its image is mixed into the noise cannot be told without "
-                "sigmas. Connect the sampler's sigmas to Modulate Noise."
+                "HyperNoise: Modulate Noise did not change the noise. The sampler's latent is not "
+                "empty, and without sigmas the node cannot know whether its image is mixed into "
+                "the noise. Connect the sampler's sigmas to Modulate Noise."
             )
             return noise
         return comfy_model.modulated_noise(
@@ -49,22 +49,28 @@ class ModulateNoise(io.ComfyNode):
             display_name="Modulate Noise",
             category="HyperNoise",
             description=(
-                "Lets the hypernetwork rewrite a NOISE, for SamplerCustomAdvanced. Give its guider "
-                "the plain model, without Apply Noise Hypernetwork, or the noise is changed twice."
+                "Modulates NOISE with a hypernetwork, for SamplerCustomAdvanced. Connect the plain "
+                "model to its guider. With a model from Apply Noise Hypernetwork, the noise is "
+                "changed twice."
             ),
             search_aliases=["hypernoise", "noise hypernetwork", "better noise", "random noise"],
             inputs=[
-                io.Noise.Input("noise", tooltip="From RandomNoise or another node that makes one."),
-                io.Model.Input("model", tooltip="The generator that the hypernetwork belongs to."),
-                io.Conditioning.Input("positive", tooltip="The prompt that the guider gets."),
-                HypernoiseType.Input("hypernoise", tooltip="From Load Noise Hypernetwork."),
+                io.Noise.Input("noise", tooltip="NOISE from RandomNoise or a similar node."),
+                io.Model.Input(
+                    "model", tooltip="The generator that the hypernetwork was trained on."
+                ),
+                io.Conditioning.Input("positive", tooltip="The prompt of the guider."),
+                HypernoiseType.Input(
+                    "hypernoise", tooltip="A hypernetwork from Load Noise Hypernetwork."
+                ),
                 strength_input(),
                 io.Sigmas.Input(
                     "sigmas",
                     optional=True,
                     tooltip=(
-                        "Those of the sampler, which tell where it starts. Not connected: the "
-                        "noise is changed on an empty latent only, as for full noise."
+                        "The sampler's sigmas, which define where sampling starts. When not "
+                        "connected, the noise is changed only for an empty latent, as at full "
+                        "noise."
                     ),
                 ),
                 at_partial_noise_input(),
@@ -86,8 +92,8 @@ class ModulateNoise(io.ComfyNode):
         widgets.check(cls, strength=strength, at_partial_noise=at_partial_noise)
         if sigmas is None and at_partial_noise == comfy_model.SCALE:
             raise ValueError(
-                f"at_partial_noise is '{comfy_model.SCALE}', so Modulate Noise must know where "
-                f"sampling starts: connect the sampler's sigmas to it."
+                f"at_partial_noise is '{comfy_model.SCALE}', so Modulate Noise has to know where "
+                f"sampling starts. Connect the sampler's sigmas to it."
             )
         if strength == 0:
             return io.NodeOutput(noise)
@@ -107,14 +113,16 @@ class NoiseToLatent(io.ComfyNode):
             display_name="Noise to Latent",
             category="HyperNoise",
             description=(
-                "Draws a NOISE for a latent's size, to decode or save it. Samplers cannot start "
-                "from it: they take a NOISE or a seed, not a noisy latent."
+                "Generates noise in the size of a latent, to decode or save it. Samplers cannot "
+                "start from the result, because they take NOISE or a seed, not a noisy latent."
             ),
             search_aliases=["noise latent", "look at noise", "decode noise"],
             inputs=[
-                io.Noise.Input("noise", tooltip="From RandomNoise or Modulate Noise."),
-                io.Model.Input("model", tooltip="Its kind of latents is what comes out."),
-                io.Latent.Input("latent", tooltip="Gives the size and the number of images."),
+                io.Noise.Input("noise", tooltip="NOISE from RandomNoise or Modulate Noise."),
+                io.Model.Input(
+                    "model", tooltip="The generator, which defines the format of the latent."
+                ),
+                io.Latent.Input("latent", tooltip="Sets the size and the batch size."),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )
@@ -138,16 +146,16 @@ class PreviewDelta(io.ComfyNode):
             display_name="Preview Noise Delta",
             category="HyperNoise",
             description=(
-                "Shows what a hypernetwork did: the noise, the change and the changed noise, each "
-                "decoded by the VAE. The images are for looking only."
+                "Shows what a hypernetwork does: the noise, the change and the modulated noise, "
+                "each decoded with the VAE. The images are only for inspection."
             ),
             search_aliases=["visualize noise", "noise difference", "hypernoise preview"],
             is_output_node=True,
             inputs=[
-                io.Noise.Input("noise", tooltip="Before Modulate Noise."),
-                io.Noise.Input("modulated_noise", tooltip="After Modulate Noise."),
+                io.Noise.Input("noise", tooltip="The noise before Modulate Noise."),
+                io.Noise.Input("modulated_noise", tooltip="The noise after Modulate Noise."),
                 io.Model.Input("model", tooltip="The generator."),
-                io.Latent.Input("latent", tooltip="Gives the size and the number of images."),
+                io.Latent.Input("latent", tooltip="Sets the size and the batch size."),
                 io.Vae.Input("vae", tooltip="The generator's VAE."),
             ],
             outputs=[
@@ -174,3 +182,37 @@ class PreviewDelta(io.ComfyNode):
             for latents in (before, after - before, after)
         ]
         return io.NodeOutput(*images, ui=ui.PreviewImage(torch.cat(images), cls=cls))
+
+
+class Seeds(io.ComfyNode):
+    """A seed and a count -> a list of consecutive seeds."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperNoise_Seeds",
+            display_name="Seeds",
+            category="HyperNoise",
+            description=(
+                "Creates a list of consecutive seeds. A sampler runs once for each of them, so "
+                "every image can be reproduced from its own seed."
+            ),
+            search_aliases=["seed list", "many seeds", "seed range", "best of n"],
+            inputs=[
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF - 4096,
+                    control_after_generate=True,
+                    tooltip="The first seed. Each of the following seeds is one higher.",
+                ),
+                io.Int.Input("count", default=8, min=1, max=4096, tooltip="The number of seeds."),
+            ],
+            outputs=[io.Int.Output(display_name="seeds", is_output_list=True)],
+        )
+
+    @classmethod
+    def execute(cls, seed: int, count: int) -> io.NodeOutput:
+        widgets.check(cls, seed=seed, count=count)
+        return io.NodeOutput([seed + i for i in range(count)])

@@ -1,18 +1,18 @@
-"""ReNO inside ComfyUI: gradients through models that ComfyUI loaded for inference alone."""
+"""ReNO inside ComfyUI: gradients through models that ComfyUI loaded only for inference."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import comfy.conds
 import comfy.model_management as management
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..hypernoise_core.reno import RenoConfig, RenoResult, optimise_noise
+from .conditioning import map_tensors
 from .rewards import Rewards
-from .sampling_run import SamplingRun
+from .sampling_run import SamplingRun, run_sampler
 
 KEY = "hypernoise_reno"
 _NO_GRADIENT = ("modified by an inplace operation", "no autograd formula")  # of torch's errors
@@ -29,48 +29,39 @@ def search(
     config: RenoConfig,
     on_step: Callable[[int, torch.Tensor, torch.Tensor], None],
 ) -> RenoResult:
-    """The noise, near the given one (B, C, H, W), whose one-step image the rewards like best.
+    """The noise near the given one (B, C, H, W) whose one-step image gets the highest reward.
 
-    ComfyUI loads model, VAE and rewards side by side, as for sampling, and can interrupt it.
+    ComfyUI loads model, VAE and rewards together, as for sampling, and can interrupt the search.
 
     Raises:
+        TypeError: the model does not support gradients.
         OOM_EXCEPTION: the gradient did not fit into memory.
     """
     loaded = model.clone()
     loaded.remove_additional_models("multigpu")  # copies on other GPUs, which no gradient reaches
     loaded.set_additional_models(KEY, [vae.patcher, *rewards.patchers.values()])
-    guider = comfy.samplers.CFGGuider(loaded)
-    guider.inner_set_conds({"positive": positive})
-    highest = float(model.get_model_object("model_sampling").sigma_max)
     sampler = _Search(vae, rewards, prompt, config, on_step)
     try:
-        guider.sample(
-            noise,
-            torch.zeros_like(noise),
-            sampler,
-            torch.tensor([highest, 0.0]),
-            disable_pbar=True,
-            seed=seed,
-        )
+        run_sampler(sampler, loaded, positive, noise, seed)
     except Exception as error:
         if any(sign in str(error) for sign in _NO_GRADIENT):
             raise TypeError(
-                f"There is no gradient through {type(model.model.diffusion_model).__name__} as "
-                f"ComfyUI runs it, so ReNO cannot search with it. It works with SANA-Sprint and "
-                f"SD-Turbo here; `hypernoise reno` on the command line does FLUX too."
+                f"ComfyUI's {type(model.model.diffusion_model).__name__} does not support "
+                f"gradients, so ReNO cannot search with it. In ComfyUI, ReNO works with "
+                f"SANA-Sprint and SD-Turbo. For FLUX, use `hypernoise reno` on the command line."
             ) from error
         if not management.is_oom(error):
             raise
         shape = " x ".join(map(str, noise.shape))
         raise management.OOM_EXCEPTION(
             f"Not enough memory for ReNO's gradient through model, VAE and reward on latents of "
-            f"{shape}. Take fewer images at once or smaller ones, or a smaller reward."
+            f"{shape}. Use a smaller batch size, smaller images or a smaller reward."
         ) from error
     return sampler.result
 
 
 class _Search(comfy.samplers.Sampler):
-    """A sampler that searches the noise it is given; what it samples is the best image's latent."""
+    """A sampler that runs the search, starting from its noise."""
 
     result: RenoResult
 
@@ -83,7 +74,6 @@ class _Search(comfy.samplers.Sampler):
     def sample(
         self, guider, sigmas, extra_args, callback, noise, latent_image=None, *args, **kwargs
     ) -> torch.Tensor:
-        run = SamplingRun(guider, sigmas, noise, latent_image)
         rewards = self.rewards.ensemble()
         prompts = [self.prompt] * len(noise)
 
@@ -93,6 +83,7 @@ class _Search(comfy.samplers.Sampler):
 
         # ComfyUI runs nodes in inference mode, in which no gradient exists.
         with torch.inference_mode(False), torch.enable_grad(), _kernels_with_gradient():
+            run = SamplingRun(guider, _ordinary(sigmas), noise, latent_image)
             prompt = _ordinary(run.prompt())
             with differentiable(run.model, self.vae.first_stage_model, rewards):
                 self.result = optimise_noise(
@@ -107,12 +98,7 @@ class _Search(comfy.samplers.Sampler):
 
 def _generate(run: SamplingRun, prompt: list[dict], vae: Any, x: torch.Tensor) -> torch.Tensor:
     """One step of the model from noise x (B, C, H, W): images (B, 3, height, width) in [0, 1]."""
-    sigma = torch.full_like(x[:, 0, 0, 0], run.full, requires_grad=False)
-    scaled = run.model.model_sampling.noise_scaling(
-        sigma[0], x, torch.zeros_like(x), max_denoise=True
-    )
-    options = {"transformer_options": {"sample_sigmas": run.sigmas.clone()}}
-    x0 = comfy.samplers.calc_cond_batch(run.model, [prompt], scaled, sigma, options)[0]
+    x0 = run.denoised(run.scaled(x), prompt)
     latents = run.model.process_latent_out(x0.float())
     images = vae.first_stage_model.decode(latents.to(vae.vae_dtype)).float()
     return (images / 2 + 0.5).clamp(0, 1)
@@ -120,9 +106,9 @@ def _generate(run: SamplingRun, prompt: list[dict], vae: Any, x: torch.Tensor) -
 
 @contextmanager
 def differentiable(*modules: torch.nn.Module) -> Iterator[None]:
-    """Lets gradients pass through modules whose weights were made in inference mode.
+    """Let gradients pass through modules whose weights were created in inference mode.
 
-    Autograd refuses such tensors; ordinary ones on the same memory stand in for them here.
+    Autograd rejects such tensors, so ordinary tensors on the same memory replace them meanwhile.
     """
     replaced = []
     try:
@@ -131,6 +117,7 @@ def differentiable(*modules: torch.nn.Module) -> Iterator[None]:
                 for name, tensor in store.items():
                     if tensor is not None and tensor.is_inference():
                         replaced.append((store, name, tensor))
+        # Into the stores themselves: a module's own setattr may do more than replace.
         for store, name, tensor in replaced:
             twin = _on_same_memory(tensor)
             is_parameter = isinstance(tensor, torch.nn.Parameter)
@@ -143,7 +130,7 @@ def differentiable(*modules: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _kernels_with_gradient() -> Iterator[None]:
-    """ComfyUI's sign to its networks to leave out kernels that have no gradient."""
+    """Set ComfyUI's flag that makes its networks avoid kernels without a gradient."""
     before = management.in_training
     management.in_training = True
     try:
@@ -153,6 +140,7 @@ def _kernels_with_gradient() -> Iterator[None]:
 
 
 def _on_same_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """An ordinary tensor, which a view or `detach` of an inference tensor would not be."""
     twin = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return twin.set_(
         tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
@@ -160,13 +148,5 @@ def _on_same_memory(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _ordinary(value: Any) -> Any:
-    """A prompt with copies of its tensors that were made in inference mode."""
-    if isinstance(value, torch.Tensor):
-        return value.clone() if value.is_inference() else value
-    if isinstance(value, comfy.conds.CONDRegular):
-        return value._copy_with(_ordinary(value.cond))
-    if isinstance(value, dict):
-        return {key: _ordinary(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_ordinary(item) for item in value)
-    return value
+    """Sigmas, or a prompt, with ordinary copies of the tensors created in inference mode."""
+    return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, value)

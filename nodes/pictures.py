@@ -1,4 +1,4 @@
-"""Pictures that nodes draw: scores on images, and the plot of a comparison."""
+"""Drawing: scores on images, and the plot of a comparison."""
 
 from collections.abc import Sequence
 
@@ -16,14 +16,14 @@ _PLOT = (640, 400)
 
 def with_captions(images: torch.Tensor, captions: Sequence[str]) -> torch.Tensor:
     """Each image (B, H, W, 3) in [0, 1] with its caption in a strip at the bottom; small images are
-    drawn larger."""
+    enlarged."""
     return torch.stack(
         [_with_caption(image, caption) for image, caption in zip(images, captions, strict=True)]
     )
 
 
 def _with_caption(image: torch.Tensor, caption: str) -> torch.Tensor:
-    picture = as_picture(image)
+    picture = to_pil(image)
     factor = min(-(-_SMALLEST // min(picture.size)), _LONGEST // max(picture.size))
     if factor > 1:
         size = (picture.width * factor, picture.height * factor)
@@ -33,7 +33,7 @@ def _with_caption(image: torch.Tensor, caption: str) -> torch.Tensor:
     top = picture.height - height - 6
     draw.rectangle((0, top, picture.width, picture.height), fill="black")
     draw.text((4, top + 2), caption, font=ImageFont.load_default(height), fill="white")
-    return as_image(picture)
+    return to_tensor(picture)
 
 
 def comparison_plot(
@@ -47,8 +47,8 @@ def comparison_plot(
     left, right = 40, width - 40
     draw.text((left, 14), f"{names[1]} beats {names[0]} in {result.win_rate:.0%} of "
               f"{result.pairs} pairs", font=font, fill="black")  # fmt: skip
-    draw.text((left, 40), f"95% confidence: {result.low:.0%} to {result.high:.0%}", font=small,
-              fill=_GREY)  # fmt: skip
+    interval = f"95% confidence interval: {result.low:.0%} to {result.high:.0%}"
+    draw.text((left, 40), interval, font=small, fill=_GREY)
     y = 84
 
     def x_of(share: float) -> float:
@@ -63,7 +63,7 @@ def comparison_plot(
     _bars(draw, (second - first).sort().values.tolist(), (left, 140, right, height - 40))
     text = f"score of {names[1]} minus score of {names[0]}, pair by pair; mean "
     draw.text((left, 112), f"{text}{result.mean_difference:+.4g}", font=small, fill=_GREY)
-    return as_image(picture)[None]
+    return to_tensor(picture)[None]
 
 
 def _bars(draw: ImageDraw.ImageDraw, values: list[float], box: tuple[int, int, int, int]) -> None:
@@ -83,11 +83,11 @@ def _bars(draw: ImageDraw.ImageDraw, values: list[float], box: tuple[int, int, i
         draw.text((left, y), f"{value:+.3g}", font=font, fill=_GREY)
 
 
-def as_image(picture: Image.Image) -> torch.Tensor:
+def to_tensor(picture: Image.Image) -> torch.Tensor:
     """An IMAGE of one picture without the batch: (H, W, 3) in [0, 1]."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255)
 
 
-def as_picture(image: torch.Tensor) -> Image.Image:
+def to_pil(image: torch.Tensor) -> Image.Image:
     """(H, W, 3) in [0, 1] -> a picture."""
     return Image.fromarray((image.float().clamp(0, 1) * 255).round().byte().cpu().numpy())

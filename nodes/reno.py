@@ -12,7 +12,7 @@ _PREVIEW = 512  # pixels at most
 
 
 class FoundNoise:
-    """The value of the type NOISE: one that was searched, (B, C, H, W)."""
+    """The value of the type NOISE: the result of a search, (B, C, H, W)."""
 
     def __init__(self, noise: torch.Tensor, seed: int) -> None:
         self._noise, self.seed = noise, seed
@@ -26,8 +26,8 @@ class FoundNoise:
         asked, own = tuple(input_latent["samples"].shape), tuple(self._noise.shape)
         if asked != own:
             raise ValueError(
-                f"This noise was searched by ReNO for latents of {own}, the sampler's are {asked}: "
-                f"give both the same latent."
+                f"ReNO searched this noise for latents of shape {own}, but the sampler's latent "
+                f"has shape {asked}. Connect the same latent to both nodes."
             )
         return self._noise.clone()
 
@@ -43,9 +43,9 @@ class ReNO(io.ComfyNode):
             display_name="ReNO: Search Noise",
             category="HyperNoise",
             description=(
-                "Searches the noise whose image a reward likes best, by gradient ascent: what a "
-                "noise hypernetwork does in one pass, image by image and much slower. It searches "
-                "with one step of the model; give the noise to SamplerCustomAdvanced."
+                "Searches for the noise whose image gets the highest reward, by gradient ascent. "
+                "This is much slower than a noise hypernetwork, which needs a single pass. The "
+                "search uses one step of the model. Connect the noise to SamplerCustomAdvanced."
             ),
             search_aliases=["test-time optimisation", "noise optimization", "reward gradient"],
             is_output_node=True,
@@ -53,45 +53,52 @@ class ReNO(io.ComfyNode):
                 io.Noise.Input(
                     "noise",
                     tooltip=(
-                        "Where the search starts: RandomNoise, or Modulate Noise for a start from "
-                        "the hypernetwork's noise."
+                        "Starting point of the search: NOISE from RandomNoise, or from Modulate "
+                        "Noise to start from the hypernetwork's noise."
                     ),
                 ),
                 io.Model.Input("model", tooltip="A one-step generator, such as SANA-Sprint."),
-                io.Conditioning.Input("positive", tooltip="The prompt that the guider gets."),
-                io.Latent.Input("latent", tooltip="Gives the size and the number of images."),
+                io.Conditioning.Input("positive", tooltip="The prompt of the guider."),
+                io.Latent.Input("latent", tooltip="Sets the size and the batch size."),
                 io.Vae.Input("vae", tooltip="The generator's VAE."),
-                RewardType.Input("reward", tooltip="From Load Reward."),
+                RewardType.Input("reward", tooltip="A reward from Load Reward."),
                 io.String.Input(
-                    "prompt", multiline=True, tooltip="The prompt as text, which the reward reads."
+                    "prompt", multiline=True, tooltip="The prompt as text, for the reward."
                 ),
                 io.Int.Input(
                     "iterations", default=defaults.iterations, min=1, max=10000,
-                    tooltip="Steps of the search; each costs about three passes of the model.",
+                    tooltip="Number of search steps. Each takes about three passes of the model.",
                 ),
                 io.Float.Input(
                     "learning_rate", default=defaults.learning_rate, min=0.001, max=1000.0,
-                    step=0.1, advanced=True, tooltip="How far a step goes.",
+                    step=0.1, advanced=True, tooltip="Step size of the search.",
                 ),
                 io.Float.Input(
                     "max_grad_norm", default=defaults.max_grad_norm, min=0.0001, max=1000.0,
                     step=0.01, advanced=True,
-                    tooltip="Each image's gradient is clipped to this length.",
+                    tooltip="The gradient of each image is clipped to this norm.",
                 ),
                 io.Float.Input(
                     "penalty", default=defaults.penalty_weight, min=0.0, max=100.0, step=0.001,
                     advanced=True,
-                    tooltip="Weight of the penalty that keeps the noise as long as noise is.",
+                    tooltip=(
+                        "Weight of the penalty that keeps the norm of the noise close to that of "
+                        "random noise."
+                    ),
                 ),
                 io.Int.Input(
                     "patience", default=defaults.patience, min=0, max=10000, advanced=True,
-                    tooltip="Stop after so many steps without a better image. 0: never.",
+                    tooltip="Stop after this many steps without a better image. 0 disables it.",
                 ),
             ],
             outputs=[
                 io.Noise.Output(display_name="noise"),
-                io.Image.Output(display_name="images", tooltip="Made from it by one step."),
-                io.Float.Output(display_name="scores", is_output_list=True),
+                io.Image.Output(
+                    display_name="images", tooltip="Generated from the noise in one step."
+                ),
+                io.Float.Output(
+                    display_name="scores", is_output_list=True, tooltip="One score per image."
+                ),
             ],
         )  # fmt: skip
 
@@ -128,7 +135,7 @@ class ReNO(io.ComfyNode):
             patience=patience,
         )
         latent = comfy_model.latent_for(model, latent)
-        # The latent gives the size; the search starts from pure noise, whatever image it holds.
+        # Only the latent's size is used: the search starts from pure noise.
         empty = {**latent, "samples": torch.zeros_like(latent["samples"])}
         start = noise.generate_noise(empty)
         progress = comfy.utils.ProgressBar(iterations)
@@ -144,7 +151,7 @@ class ReNO(io.ComfyNode):
         def on_step(step: int, images: torch.Tensor, scores: torch.Tensor) -> None:
             if step == 0:
                 before.extend(scores.tolist())
-            shown = pictures.as_picture(torch.cat(list(captioned(images, scores)[:4]), dim=1))
+            shown = pictures.to_pil(torch.cat(list(captioned(images, scores)[:4]), dim=1))
             progress.update_absolute(step, iterations, ("JPEG", shown, _PREVIEW))
 
         result = noise_search.search(

@@ -1,4 +1,4 @@
-"""What ComfyUI hands to a sampler: where sampling starts, from what, and with which prompts."""
+"""What ComfyUI passes to a sampler: where sampling starts, from what, and with which prompts."""
 
 import math
 from collections.abc import Iterator
@@ -9,11 +9,12 @@ from typing import Any
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """What ComfyUI hands to a sampler; B, C, H, W are those of the latents."""
+    """What ComfyUI passes to a sampler; B, C, H, W are those of the latents."""
 
     guider: comfy.samplers.CFGGuider
     sigmas: torch.Tensor
@@ -29,24 +30,26 @@ class SamplingRun:
 
     @property
     def model_objects(self) -> list[object]:
-        """The model and what nodes have put in the place of its parts, by their names' order."""
+        """The model and the objects that nodes patched into it, ordered by name."""
         replaced = self.guider.model_patcher.object_patches
         return [self.model, *(replaced[name] for name in sorted(replaced))]
 
     @property
-    def start(self) -> float:
+    def first_sigma(self) -> float:
         """The first sigma."""
         return float(self.sigmas[0])
 
     @property
-    def full(self) -> float:
+    def sigma_max(self) -> float:
         """The sigma of pure noise."""
         return float(self.model.model_sampling.sigma_max)
 
     @property
     def starts_at_full_noise(self) -> bool:
-        """Whether ComfyUI's samplers take the first sigma for the highest one."""
-        return self.start >= self.full or math.isclose(self.start, self.full, rel_tol=1e-5)
+        """Whether ComfyUI's samplers treat the first sigma as the highest one."""
+        return self.first_sigma >= self.sigma_max or math.isclose(
+            self.first_sigma, self.sigma_max, rel_tol=1e-5
+        )
 
     @property
     def starts_from_noise_alone(self) -> bool:
@@ -55,15 +58,11 @@ class SamplingRun:
 
     @property
     def uses_noise(self) -> bool:
-        """Whether the noise has a part in what the sampler starts from."""
-        nothing = torch.zeros_like(self.noise)
-        scaled = self.model.model_sampling.noise_scaling(
-            self.sigmas[0], self.noise, nothing, self.starts_at_full_noise
-        )
-        return bool(torch.count_nonzero(scaled))
+        """Whether the noise contributes to what the sampler starts from."""
+        return bool(torch.count_nonzero(self.scaled(self.noise)))
 
     def prompt(self, noise_prompt: list | None = None) -> list[dict]:
-        """The sampler's positive conditioning, or this one, without ControlNet and GLIGEN."""
+        """The sampler's positive conditioning, or `noise_prompt`, without ControlNet and GLIGEN."""
         if noise_prompt is None:
             conds = self.guider.conds.get("positive") or []
         else:
@@ -79,8 +78,8 @@ class SamplingRun:
         return [_without(cond, "control", "gligen") for cond in conds]
 
     def active(self, prompt: list[dict]) -> list[dict]:
-        """The parts of a prompt whose time range holds where sampling starts, without the range."""
-        sigma = self.sigmas[0].clamp(max=self.full)
+        """The parts of a prompt that are active where sampling starts, without their time range."""
+        sigma = self.sigmas[0].clamp(max=self.sigma_max)
         return [
             _without(cond, "timestep_start", "timestep_end")
             for cond in prompt
@@ -88,31 +87,43 @@ class SamplingRun:
             and not sigma < cond.get("timestep_end", -math.inf)
         ]
 
-    def raw_output(self, prompt: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the model's network makes of the noise itself at the timestep of pure noise.
+    def scaled(self, noise: torch.Tensor) -> torch.Tensor:
+        """What a sampler makes of noise (B, C, H, W) on an empty latent, before its first step."""
+        return self.model.model_sampling.noise_scaling(
+            self.sigmas[0], noise, torch.zeros_like(noise), self.starts_at_full_noise
+        )
 
-        Areas, masks and several prompts are weighted by ComfyUI, as for a sampler.
+    def denoised(self, x: torch.Tensor, prompt: list[dict]) -> torch.Tensor:
+        """The model's x0 of x (B, C, H, W), by one pass at the sigma where sampling starts.
+
+        Areas, masks and several prompts are weighted by ComfyUI, as for a sampler. What the
+        sampling run attached to the model is left out.
+        """
+        sigma = self.sigmas[:1].clamp(max=self.sigma_max).repeat(len(x))
+        # Fresh options: patches, caches and compiled modules of the sampling run must neither act
+        # in this pass nor remember it.
+        options = {"transformer_options": {"sample_sigmas": self.sigmas}}
+        return comfy.samplers.calc_cond_batch(self.model, [prompt], x, sigma, options)[0]
+
+    def raw_output(self, prompt: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The raw output of the model's network for the noise at the timestep of pure noise.
 
         Returns:
             The network's output (B, C, H, W), and where a prompt covers the image (B, 1, H, W); the
             output is 0 elsewhere.
         """
-        sigma = self.sigmas[:1].clamp(max=self.full).repeat(len(self.noise))
-        # Fresh options: patches, caches and compiled modules of the sampling run must neither act
-        # in this pass nor remember it.
-        options = {"transformer_options": {"sample_sigmas": self.sigmas}}
         with self._network_sees_noise():
-            x0 = comfy.samplers.calc_cond_batch(self.model, [prompt], self.noise, sigma, options)[0]
+            x0 = self.denoised(self.noise, prompt)
         # Where no prompt is (areas, masks) ComfyUI returns exact zeros.
         covered = x0.ne(0).any(dim=1, keepdim=True)
         return torch.where(covered, self.noise - x0, torch.zeros_like(x0)), covered
 
     @contextmanager
     def _network_sees_noise(self) -> Iterator[None]:
-        """Whatever the model predicts and however it scales noise: it denoises to noise - output.
+        """Swaps the model's sampling, so that `denoised` is noise - output for every kind of model.
 
-        The timestep is the one that the model as it was loaded has for pure noise. Nodes that
-        replace its sampling change what the sampler does, not what its network was trained at.
+        The timestep is that of pure noise in the model as it was loaded. Nodes that replace its
+        sampling change what the sampler does, not what its network was trained at.
         """
         replaced = self.model.model_sampling
         loaded = self.guider.model_patcher.object_patches_backup.get("model_sampling", replaced)
@@ -130,29 +141,62 @@ class _PureNoise(torch.nn.Module):
     def __init__(self, timestep: float, replaced: torch.nn.Module) -> None:
         super().__init__()
         self._timestep = timestep
-        self._replaced = (replaced,)  # not as a part of this module
+        self._replaced = (replaced,)  # in a tuple, so that torch does not make it a submodule
 
     def __getattr__(self, name: str) -> Any:
-        """What the replaced object says, to another thread that plans its sigmas meanwhile."""
+        """From the replaced object, for other threads that plan their sigmas meanwhile."""
         return getattr(self._replaced[0], name)
 
     def calculate_input(self, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """What the network gets: the noise, (B, C, H, W), as hypernetworks are trained on it."""
+        """The network's input: the unscaled noise (B, C, H, W), as in training."""
         return noise
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
-        """(B,), that of pure noise whatever sigma is."""
+        """(B,), always that of pure noise."""
         return torch.full_like(sigma, self._timestep)
 
     def calculate_denoised(
         self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: torch.Tensor
     ) -> torch.Tensor:
-        """(B, C, H, W), never 0 in all channels, so that zeros show where no prompt is."""
+        """(B, C, H, W), never 0 in all channels, so that zeros mark areas without a prompt."""
         return model_input - model_output
 
 
+def run_sampler(
+    sampler: comfy.samplers.Sampler,
+    model: ModelPatcher,
+    positive: list,
+    noise: torch.Tensor,
+    seed: int,
+    latent: dict | None = None,
+    sigmas: torch.Tensor | None = None,
+) -> None:
+    """Let ComfyUI load a model and call one of our samplers, as it does for KSampler.
+
+    Args:
+        positive: the CONDITIONING.
+        noise: (B, C, H, W), on the CPU.
+        latent: the LATENT to start on; None: an empty one.
+        sigmas: the SIGMAS; None: one step from full noise.
+    """
+    latent = latent or {"samples": torch.zeros_like(noise)}
+    if sigmas is None:
+        sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": positive})
+    guider.sample(
+        noise,
+        latent["samples"],
+        sampler,
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        disable_pbar=True,
+        seed=seed,
+    )
+
+
 def is_empty(samples: Any) -> bool:
-    """Whether a LATENT's samples hold no image, as ComfyUI decides it: zeros alone, or None."""
+    """Whether a LATENT's samples contain no image, as ComfyUI defines it: all zeros, or None."""
     if samples is None:
         return True
     parts = samples.unbind() if samples.is_nested else [samples]

@@ -25,7 +25,7 @@ def load(folder: Path, dtype: torch.dtype | None, variant: str | None = None) ->
             folder, subfolder="vae", **from_folder(dtype, variant)
         )
     vae = SanaVAE(autoencoder, dtype)
-    vae.patcher.made_by(lambda: load(folder, dtype, variant).patcher)
+    vae.patcher.with_factory(lambda: load(folder, dtype, variant).patcher)
     return vae
 
 

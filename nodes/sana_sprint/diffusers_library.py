@@ -21,8 +21,8 @@ def diffusers() -> ModuleType:
     except (ImportError, AttributeError, RuntimeError) as error:
         # The newest diffusers would bring a huggingface-hub that transformers 4 refuses: hold it.
         raise ImportError(
-            f"Load SANA-Sprint needs the package diffusers, 0.33 or newer ({error}). Install it "
-            f"into ComfyUI's Python and restart ComfyUI: {sys.executable} -m pip install "
+            f"Load SANA-Sprint requires the package diffusers 0.33 or newer ({error}). Install it "
+            f"in ComfyUI's Python environment and restart ComfyUI: {sys.executable} -m pip install "
             f'"diffusers>=0.33" huggingface-hub=={version("huggingface-hub")}'
         ) from error
     return library

@@ -25,8 +25,8 @@ class LoadSanaSprint(io.ComfyNode):
             display_name="Load SANA-Sprint",
             category="HyperNoise",
             description=(
-                "Loads a SANA-Sprint folder in diffusers' layout from models/sana_sprint or "
-                "models/diffusers. Sample with cfg 1, scheduler simple and 1 to 4 steps."
+                "Loads a SANA-Sprint folder in the diffusers layout from models/sana_sprint or "
+                "models/diffusers. Sample with cfg 1, the scheduler simple and 1 to 4 steps."
             ),
             search_aliases=["sana", "sana sprint", "load sana", "diffusers loader"],
             inputs=[
@@ -35,16 +35,16 @@ class LoadSanaSprint(io.ComfyNode):
                     options=list({**model_folders.sana_sprint_folders(), **published.REPOSITORIES}),
                     tooltip=(
                         "A folder with model_index.json, transformer, text_encoder, tokenizer and "
-                        "vae. 'embedded' is the tiny generator that comes with this extension; the "
-                        "published models are always offered, see download."
+                        "vae. 'embedded' is the tiny generator included in this extension. The "
+                        "published models are always listed; turn on download to get one."
                     ),
                 ),
                 io.Boolean.Input(
                     "instruction",
                     default=True,
                     tooltip=(
-                        "Put SANA's instruction for a detailed description before each prompt, as "
-                        "the model's authors do. Off: the prompt alone."
+                        "Add SANA's instruction for a detailed description before each prompt, as "
+                        "the model's authors do. When off, only the prompt is used."
                     ),
                 ),
                 io.Combo.Input(
@@ -53,8 +53,8 @@ class LoadSanaSprint(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip=(
-                        "Of all three parts. auto: bfloat16 where the device computes with it, "
-                        "else float32."
+                        "Precision of MODEL, CLIP and VAE. auto uses bfloat16 if the device "
+                        "supports it, and float32 otherwise."
                     ),
                 ),
                 io.Boolean.Input(
@@ -63,8 +63,9 @@ class LoadSanaSprint(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "Get a published model that is not on this machine from Hugging Face into "
-                        "models/sana_sprint, once: several gigabytes. Off: nothing is downloaded."
+                        "Download a published model that is not on this machine from Hugging Face "
+                        "to models/sana_sprint (several gigabytes). When off, nothing is "
+                        "downloaded."
                     ),
                 ),
             ],
@@ -98,17 +99,20 @@ class EmptySanaLatent(io.ComfyNode):
             display_name="Empty SANA Latent",
             category="HyperNoise",
             description=(
-                "An empty latent for SANA: 32 channels, one latent pixel for 32 x 32 image pixels. "
-                "The sampler adapts it to a SANA model with other numbers, such as the tiny one."
+                "Creates an empty latent for SANA, with 32 channels and one latent pixel per "
+                "32 x 32 image pixels. The sampler adapts it to SANA models with a different "
+                "latent format, such as the tiny generator."
             ),
             search_aliases=["sana latent", "empty latent image"],
             inputs=[
-                _size(
-                    "width", "Width of the image in pixels; the tiny embedded generator uses 64."
-                ),
-                _size("height", "Height of the image in pixels; the tiny one uses 64."),
+                _size("width", "Image width in pixels. Use 64 for the tiny embedded generator."),
+                _size("height", "Image height in pixels. Use 64 for the tiny embedded generator."),
                 io.Int.Input(
-                    "batch_size", default=1, min=1, max=4096, tooltip="Images in one batch."
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=4096,
+                    tooltip="Number of images in the batch.",
                 ),
                 io.Boolean.Input(
                     "resolution_bin",
@@ -116,8 +120,8 @@ class EmptySanaLatent(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "Take the nearest of the sizes that SANA was trained on, about a megapixel "
-                        "each, by aspect ratio. Off: the size as it is."
+                        "Use the training size of SANA with the closest aspect ratio, which has "
+                        "about one megapixel. When off, width and height are used as they are."
                     ),
                 ),
             ],
@@ -162,7 +166,7 @@ def _size(name: str, tooltip: str) -> io.Int.Input:
 
 
 def _path(folder: str, download: bool) -> Path:
-    """The folder on disk, downloaded if that is asked for and possible.
+    """The folder on disk, downloaded first if requested.
 
     Raises:
         ValueError: it is not on this machine.
@@ -173,7 +177,7 @@ def _path(folder: str, download: bool) -> Path:
         if download:
             return published.download(folder)
         raise ValueError(
-            f"folder '{folder}' is not in models/{model_folders.SANA_SPRINT}. Switch on download "
+            f"folder '{folder}' is not in models/{model_folders.SANA_SPRINT}. Turn on download "
             f"in Load SANA-Sprint to get it from Hugging Face, or put the folder of the repository "
             f"{published.REPOSITORIES[folder]} there under this name."
         )
@@ -181,13 +185,13 @@ def _path(folder: str, download: bool) -> Path:
 
 
 def _check(folder: Path) -> dict[str, str | None]:
-    """Makes sure that diffusers and transformers read tensors and JSON of this folder alone.
+    """Check that diffusers and transformers read only tensors and JSON, and only of this folder.
 
     Returns:
         The variant of the weights that each part has.
 
     Raises:
-        ValueError: names the file, and what it asks for.
+        ValueError: names the file and the problem.
     """
     model_folders.check_links(folder, model_folders.SANA_SPRINT)
     diffusers()  # says how to install it

@@ -53,7 +53,7 @@ def _load(
     )
     model = SanaSprint(SanaConfig(latent_format), network.requires_grad_(False).eval())
     patcher = WholeModelPatcher(model, device, management.unet_offload_device())
-    return patcher.made_by(lambda: _load(folder, dtype, variant, downscale, scale))
+    return patcher.with_factory(lambda: _load(folder, dtype, variant, downscale, scale))
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
@@ -82,7 +82,7 @@ class SanaConfig(comfy.supported_models_base.BASE):
     def __init__(self, latent_format: SanaLatent) -> None:
         super().__init__(
             {
-                "disable_unet_model_creation": True,
+                "disable_unet_model_creation": True,  # SanaSprint brings its own
                 "in_channels": latent_format.latent_channels,
             }
         )
@@ -142,19 +142,24 @@ def _check_context(context: torch.Tensor, mask: torch.Tensor | None, width: int)
     """Prompt embeddings (B, L, D) must be SANA's own, mask (B, L)."""
     if context.shape[-1] != width:
         raise ValueError(
-            f"This prompt was encoded with {context.shape[-1]} channels, SANA-Sprint reads {width}."
-            f" Encode it with the CLIP of the same Load SANA-Sprint node."
+            f"This prompt was encoded with {context.shape[-1]} channels, but SANA-Sprint needs "
+            f"{width}. Encode it with the CLIP of the same Load SANA-Sprint node."
         )
     if mask is not None and mask.shape[1] != context.shape[1]:
         raise ValueError(
-            f"SANA-Sprint cannot read a joined prompt of {context.shape[1]} tokens. Use one text, "
-            f"or Conditioning (Combine) or (Average) instead of Conditioning (Concat)."
+            f"SANA-Sprint does not support a concatenated prompt ({context.shape[1]} tokens). Use "
+            f"a single prompt, or Conditioning (Combine) or (Average) instead of Conditioning "
+            f"(Concat)."
         )
 
 
 @cache
 def network_class() -> type[torch.nn.Module]:
-    """diffusers' transformer, called the way ComfyUI calls a diffusion model."""
+    """diffusers' transformer, called the way ComfyUI calls a diffusion model.
+
+    Defined in a function because diffusers is imported only when a folder is loaded. It keeps the
+    name of diffusers' class, which the folder's config.json holds.
+    """
 
     class SanaTransformer2DModel(diffusers().SanaTransformer2DModel):
         """Module names are diffusers' own, so hypernetworks and LoRAs find them."""

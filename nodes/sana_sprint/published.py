@@ -1,4 +1,4 @@
-"""The published SANA-Sprint models, and how one gets into the models folder."""
+"""The published SANA-Sprint models, and their download."""
 
 from pathlib import Path
 
@@ -15,15 +15,15 @@ REPOSITORIES = {
 }
 """Folder name -> repository on Hugging Face."""
 _REVISIONS = {"Sana_Sprint_1.6B_1024px_diffusers": "19683c58b7ea290e55cedd8950ae1d86ada7ef96"}
-"""The commit that is downloaded; of the others the newest."""
+"""The commit that is downloaded; the newest one for other models."""
 _SUFFIXES = (".json", ".safetensors", ".model", ".txt")  # no code, nothing pickled
 _PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 
 
 def download(name: str) -> Path:
-    """Gets a published model from Hugging Face into models/sana_sprint; goes on where it stopped.
+    """Download a published model to models/sana_sprint, resuming an earlier attempt.
 
-    Until all files are there they lie in a hidden folder, so that half a model is never offered.
+    The files stay in a hidden folder until all have arrived, so that half a model is never listed.
 
     Returns:
         The model's folder.
@@ -36,25 +36,25 @@ def download(name: str) -> Path:
     from huggingface_hub.utils import filter_repo_objects
 
     root = Path(folder_paths.get_folder_paths(SANA_SPRINT)[0])
-    arriving, target = root / ".downloading" / name, root / name
+    partial, target = root / ".downloading" / name, root / name
     wanted = ["model_index.json"]
     wanted += [f"{part}/*{suffix}" for part in _PARTS for suffix in _SUFFIXES]
     repository = REPOSITORIES[name]
     with hub.arriving(repository):
-        # Where the hub does not answer, snapshot_download takes what lies there for the whole.
+        # If the hub does not answer, snapshot_download treats a partial folder as complete.
         model = HfApi().model_info(repository, revision=_REVISIONS.get(name))
-        snapshot_download(repository, local_dir=arriving, allow_patterns=wanted, revision=model.sha)
+        snapshot_download(repository, local_dir=partial, allow_patterns=wanted, revision=model.sha)
         listed = filter_repo_objects(
             [file.rfilename for file in model.siblings], allow_patterns=wanted
         )
-        if missing := [file for file in listed if not (arriving / file).is_file()]:
+        if missing := [file for file in listed if not (partial / file).is_file()]:
             raise OSError(f"{len(missing)} of its files are missing, such as {missing[0]}")
-    for path in sorted(arriving.rglob("*.safetensors")):
-        published = WeightFile(repository, path.relative_to(arriving).as_posix())
+    for path in sorted(partial.rglob("*.safetensors")):
+        published = WeightFile(repository, path.relative_to(partial).as_posix())
         try:
-            check(path, published)  # against what the hub said of it
+            check(path, published)  # against the hub's metadata
         except TensorFileError:
             path.unlink()  # else the next try takes it for complete
             raise
-    arriving.rename(target)
+    partial.rename(target)
     return target

@@ -21,13 +21,17 @@ class SanaSprintSigmas(io.ComfyNode):
             display_name="SANA-Sprint Sigmas",
             category="HyperNoise",
             description=(
-                "The noise levels of SANA-Sprint's own scheduler. With SamplerCustom, the sampler "
-                "lcm and cfg 1 they give what the published pipeline gives."
+                "Creates the sigmas of SANA-Sprint's own scheduler. With SamplerCustom, the "
+                "sampler lcm and cfg 1, the result matches the published pipeline."
             ),
             search_aliases=["sana scheduler", "scm scheduler", "trigflow", "sigmas"],
             inputs=[
                 io.Int.Input(
-                    "steps", default=2, min=1, max=32, tooltip="Network evaluations; 1 to 4 do."
+                    "steps",
+                    default=2,
+                    min=1,
+                    max=32,
+                    tooltip="Number of sampling steps. 1 to 4 are enough.",
                 ),
                 io.Float.Input(
                     "max_timestep",
@@ -37,7 +41,7 @@ class SanaSprintSigmas(io.ComfyNode):
                     step=0.0001,
                     round=0.00001,
                     advanced=True,
-                    tooltip="TrigFlow angle of the first step in radians; pi / 2 is pure noise.",
+                    tooltip="TrigFlow angle of the first step in radians. pi / 2 is pure noise.",
                 ),
                 io.Float.Input(
                     "intermediate_timestep",
@@ -47,7 +51,7 @@ class SanaSprintSigmas(io.ComfyNode):
                     step=0.0001,
                     round=0.00001,
                     advanced=True,
-                    tooltip="Angle of the second step; used with two steps only.",
+                    tooltip="Angle of the second step in radians. Only used with two steps.",
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
@@ -78,8 +82,8 @@ def sigmas(
     """
     if steps == 2 and intermediate_timestep >= max_timestep:
         raise ValueError(
-            f"intermediate_timestep ({intermediate_timestep}) must be below max_timestep "
-            f"({max_timestep})"
+            f"intermediate_timestep ({intermediate_timestep}) must be less than max_timestep "
+            f"({max_timestep})."
         )
     if steps == 2:
         angles = [max_timestep, intermediate_timestep, 0.0]

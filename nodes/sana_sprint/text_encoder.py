@@ -43,11 +43,12 @@ def load(
             **from_folder(dtype, variant),
         )
     encoder = SanaTextEncoder(pipeline, instruction)
+    # CLIP.__init__ builds one of ComfyUI's own encoders; what else it sets is set here.
     clip = SanaCLIP(no_init=True)
     clip.tokenizer = SanaTokenizer()
     clip.patcher = WholeModelPatcher(
         encoder, device, management.text_encoder_offload_device()
-    ).made_by(lambda: load(folder, dtype, instruction, variant).patcher)
+    ).with_factory(lambda: load(folder, dtype, instruction, variant).patcher)
     clip.patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
     clip.patcher.is_clip = True
     clip.layer_idx = None
@@ -58,22 +59,22 @@ def load(
 
 
 class SanaCLIP(comfy.sd.CLIP):
-    """Encodes with the network of its patcher, which Select CLIP Device replaces by a copy."""
+    """Encodes with the network of its patcher, which Select CLIP Device replaces with a copy."""
 
     @property
     def cond_stage_model(self) -> "SanaTextEncoder":
         return self.patcher.model
 
     def clone(self, *args: Any, **options: Any) -> "SanaCLIP":
-        """Of this class too; arguments are those of ComfyUI's CLIP."""
+        """A clone of this class; the arguments are those of ComfyUI's CLIP."""
         clone = SanaCLIP(no_init=True)
         vars(clone).update(vars(super().clone(*args, **options)))
-        del vars(clone)["cond_stage_model"]
+        del vars(clone)["cond_stage_model"]  # a property of this class
         return clone
 
 
 class SanaTokenizer:
-    """Hands the text through: tokens depend on the instruction, which the encoder adds."""
+    """Passes the text through: tokens depend on the instruction, which the encoder adds."""
 
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, **options: Any

@@ -22,7 +22,7 @@ def our_nodes(server: ComfyServer) -> dict[str, dict]:
     return ours
 
 
-def test_loads_without_a_complaint(server: ComfyServer, our_nodes: dict):
+def test_loads_without_a_warning(server: ComfyServer, our_nodes: dict):
     log = server.log()
     assert our_nodes
     assert "IMPORT FAILED" not in log

@@ -56,7 +56,7 @@ def test_an_output_of_best_of_n_without_its_input_is_named_in_every_run(
     for _ in range(2):
         run = server.run(graph)
         assert run.error["node_id"] == "user"
-        message = f"Best of N gives {name} only where its input {name} is connected"
+        message = f"Best of N can output {name} only if its input {name} is connected"
         assert message in run.error["exception_message"]
     newest = json.loads(server.get("/history?max_items=1"))
     assert [run["status"]["status_str"] for run in newest.values()] == ["error"]

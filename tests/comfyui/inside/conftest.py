@@ -172,3 +172,24 @@ def fresh(comfy: Comfy, loaded: Loaded) -> Any:
     from hypernoise.tests.comfyui.stand_ins import FILE
 
     return comfy.run("HyperNoise_LoadHypernetwork", hypernetwork=FILE)[0]
+
+
+@pytest.fixture(scope="session")
+def reward(comfy: Comfy) -> Any:
+    """The tiny world's own, at weight 1."""
+    embedded = {"reward": "tiny-preference (embedded)", "weight": 1.0}
+    with torch.inference_mode():
+        return comfy.run("HyperNoise_LoadReward", **embedded)[0]
+
+
+@pytest.fixture(scope="session")
+def images() -> torch.Tensor:
+    """Four of increasing redness."""
+    ramp = torch.linspace(0, 1, 4).view(4, 1, 1, 1)
+    return torch.cat([ramp.expand(4, 64, 64, 1), torch.zeros(4, 64, 64, 2)], dim=-1)
+
+
+@pytest.fixture
+def redness(comfy: Comfy) -> Any:
+    """How red an image is, -1 to 1, at weight 2."""
+    return comfy.run("HyperNoise_LoadReward", reward="Redness (redness)", weight=2.0)[0]

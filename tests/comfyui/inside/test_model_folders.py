@@ -61,7 +61,9 @@ def test_fingerprint_follows_every_file_of_a_folder(folders, tmp_path):
 
 
 def test_an_unknown_name_says_where_to_put_the_file(folders):
-    with pytest.raises(ValueError, match=r"'x' is not in models/hypernoise. Known: .*file\.safe"):
+    with pytest.raises(
+        ValueError, match=r"'x' is not in models/hypernoise. Available: .*file\.safe"
+    ):
         folders.find(folders.hypernetworks(), "x", "hypernoise")
 
 
@@ -167,7 +169,7 @@ def test_a_folder_that_is_registered_as_the_log_advises_is_offered(
         link.symlink_to(own, True)
         try:
             assert own.name not in known() and "linked" not in known()
-            assert f"{str(link)!r} {folders.REGISTER}" in caplog.text
+            assert f"{str(link)!r} {folders.NOT_FOLLOWED}" in caplog.text
             register(kind, link.resolve())
             assert known()[own.name] == own
         finally:

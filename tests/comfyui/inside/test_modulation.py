@@ -225,7 +225,9 @@ def test_on_an_empty_latent_sampling_starts_from_noise_alone_at_any_sigma(
     (_, full), *others = deltas
     assert len(others) == 2
     assert all(torch.equal(delta, full) for _, delta in others)
-    said = f"is used in full: sampling starts at sigma {start} instead of 1, but on an empty latent"
+    said = (
+        f"is used in full: sampling starts at sigma {start} instead of 1, but the latent is empty"
+    )
     assert caplog.text.count(said) == 1
     sample_from(model, loaded, start, IMAGE)
     assert len(deltas) == 3
@@ -280,7 +282,7 @@ def test_latents_of_video_or_packed_ones_are_refused(comfy, apply, loaded, shape
     guider = SimpleNamespace(
         inner_model=loaded.model.model, conds={"positive": [{}]}, model_patcher=model
     )
-    with pytest.raises(ValueError, match=f"this one has {len(shape)} dimensions"):
+    with pytest.raises(ValueError, match=f"this latent has {len(shape)} dimensions"):
         modulation(None, guider, torch.tensor([1.0, 0.0]), {}, None, torch.ones(shape))
 
 
@@ -512,7 +514,7 @@ def test_at_partial_noise_the_change_can_be_scaled_by_sigma(comfy, apply, loaded
     (noise, full), (same, half) = deltas
     assert torch.equal(noise, same)
     torch.testing.assert_close(half, 0.5 * full)
-    assert "its change times 0.5" in caplog.text
+    assert "its change multiplied by 0.5" in caplog.text
 
 
 def test_guidance_above_one_costs_no_second_pass(comfy, apply, loaded, fresh, passes):
@@ -529,7 +531,7 @@ def test_a_layer_that_is_never_called_is_reported(comfy, apply, loaded, fresh, m
 
     monkeypatch.setattr(block, "forward", fused)
     plain = comfy.sample(loaded.model, loaded.prompt, loaded.latent)
-    message = r"without calling 3 of its layers \(transformer_blocks.0.attn1.to_k for one\)"
+    message = r"without calling 3 of its layers \(for example transformer_blocks.0.attn1.to_k\)"
     with pytest.raises(ValueError, match=message):
         comfy.sample(apply(loaded.model, fresh), loaded.prompt, loaded.latent)
     assert torch.equal(comfy.sample(loaded.model, loaded.prompt, loaded.latent), plain)

@@ -1,4 +1,4 @@
-"""The nodes around NOISE: Modulate Noise, Noise to Latent, Preview Noise Delta."""
+"""The nodes around noise: Modulate Noise, Noise to Latent, Preview Noise Delta, Seeds."""
 
 import pytest
 import torch
@@ -103,7 +103,7 @@ def test_reno_starts_from_the_modulated_noise_whatever_image_gives_the_size(
 
 
 def test_to_scale_it_needs_sigmas(comfy, loaded, noise):
-    with pytest.raises(ValueError, match=r"at_partial_noise.*connect the sampler's sigmas"):
+    with pytest.raises(ValueError, match=r"at_partial_noise.*Connect the sampler's sigmas"):
         modulate(comfy, loaded, noise, **SCALE)
 
 
@@ -151,7 +151,7 @@ def test_the_graph_s_latent_stays_as_it_is(comfy, loaded, noise):
 
 def test_an_empty_batch_is_named(comfy, loaded, noise):
     empty = {"samples": torch.zeros(0, 32, 2, 2)}
-    with pytest.raises(ValueError, match="latent holds no image"):
+    with pytest.raises(ValueError, match="latent is an empty batch"):
         comfy.run("HyperNoise_NoiseToLatent", noise=noise, model=loaded.model, latent=empty)
 
 
@@ -171,3 +171,7 @@ def test_the_preview_shows_noise_delta_and_their_sum(comfy, loaded, noise):
     for images, drawn in zip(shown, (before, after - before, after), strict=True):
         assert images.shape == (2, 64, 64, 3)
         torch.testing.assert_close(images, loaded.vae.decode(format.process_out(drawn)))
+
+
+def test_seeds_count_up(comfy):
+    assert comfy.run("HyperNoise_Seeds", seed=5, count=3) == ([5, 6, 7],)

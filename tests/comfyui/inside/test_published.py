@@ -59,7 +59,7 @@ def load(comfy, **options):
 def test_published_models_are_offered_and_nothing_is_downloaded_unasked(comfy, hub):
     schema = comfy.nodes.NODE_CLASS_MAPPINGS["HyperNoise_LoadSanaSprint"].INPUT_TYPES()
     assert NAME in schema["required"]["folder"][1]["options"]
-    with pytest.raises(ValueError, match=f"'{NAME}' is not in models/sana_sprint. Switch on downl"):
+    with pytest.raises(ValueError, match=f"'{NAME}' is not in models/sana_sprint. Turn on downl"):
         load(comfy)
     assert hub == []
 

@@ -63,7 +63,7 @@ def test_image_by_image_gives_what_all_at_once_gives(
     with caplog.at_level(logging.WARNING):
         found = modulated_noise(model, positive, case.noise, 0)
     assert batches == [3, 1, 1, 1]
-    assert "image by image" in caplog.text
+    assert "one image at a time" in caplog.text
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     tally("no memory for a batch").count("made image by image")
 
@@ -99,7 +99,7 @@ def test_without_memory_for_one_image_the_run_stops_with_what_to_do(
     comfy, loaded, fresh, small_memory, tally
 ):
     batches = small_memory(0)
-    message = r"2 x 16 x 8 x 8, not even image by image.*out_of_memory on Apply"
+    message = r"2 x 16 x 8 x 8, even one image at a time.*out_of_memory in Apply"
     with pytest.raises(torch.OutOfMemoryError, match=message):
         comfy.sample(apply(comfy, loaded.model, fresh), loaded.prompt, loaded.latent)
     assert batches == [2, 1]
@@ -116,7 +116,7 @@ def test_the_plain_noise_is_used_only_where_the_widget_says_so_and_never_silentl
         caplog.clear()
         found = comfy.sample(model, loaded.prompt, loaded.latent)
         assert torch.equal(found, plain)
-        assert caplog.text.count("this run uses the plain noise") == 1
+        assert caplog.text.count("This run uses the plain noise") == 1
         tally("no memory for an image").count("plain noise, as asked for")
 
 
