@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.generate import generate
+from hypernoise.tests.warm import hypernoise as run
 from hypernoise.training import cli, versions
 from hypernoise.training.command_line import bind
 from hypernoise.training.config import TrainingConfig
@@ -24,17 +24,6 @@ from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.inference import EMBEDDED_ADAPTER, read_prompts, write_png
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.published_models import PUBLISHED
-
-
-def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from hypernoise.training.cli import main; main()", *arguments]
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
-    )
 
 
 def test_the_console_script_is_installed():
