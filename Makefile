@@ -11,6 +11,8 @@ ORACLE_INSTALLED := $(ORACLE)/.installed
 # Not `python -m pytest`, which would put the root, with our nodes/, on sys.path.
 PYTEST := $(VENV)/bin/pytest
 RUFF := $(VENV)/bin/ruff
+# Where tests are that do more by HYPERNOISE_TRUST.
+TRUST := tests/trust tests/rewards/test_full_size.py
 
 export PYTHON TORCH_INDEX
 
@@ -30,10 +32,10 @@ test: $(COMFYUI_INSTALLED)  ## every test, those that start a real ComfyUI serve
 	$(PYTEST) $(ARGS)
 
 trust: $(COMFYUI_INSTALLED)  ## hostile files, broken inputs and crashes: some ten minutes of them
-	HYPERNOISE_TRUST=short $(PYTEST) tests/trust $(ARGS)
+	HYPERNOISE_TRUST=short $(PYTEST) $(TRUST) $(ARGS)
 
 trust-long: $(COMFYUI_INSTALLED)  ## the same, as often as docs/reliability.md says
-	HYPERNOISE_TRUST=long $(PYTEST) tests/trust $(ARGS)
+	HYPERNOISE_TRUST=long $(PYTEST) $(TRUST) $(ARGS)
 
 mutants: $(COMFYUI_INSTALLED)  ## changes to the source, one at a time: do the tests notice?
 	$(VENV)/bin/python -m hypernoise.tests.mutants.run $(ARGS)
