@@ -2,8 +2,10 @@
 #   PYTHON=python3.12            which Python makes the environment (3.10 to 3.13)
 #   TORCH_INDEX=URL or pypi      where torch comes from, see scripts/set_up.sh
 #   ARGS="..."                   more arguments for `hypernoise demo`, `hypernoise evaluate`, pytest, ...
+#   WORKERS=2                    how many processes share the tests of `make test`; 0: no others
 
 VENV ?= .venv
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 COMFYUI_INSTALLED := $(VENV)/.installed-comfyui
 ORACLE ?= .venv-oracle
@@ -11,6 +13,9 @@ ORACLE_INSTALLED := $(ORACLE)/.installed
 # Not `python -m pytest`, which would put the root, with our nodes/, on sys.path.
 PYTEST := $(VENV)/bin/pytest
 RUFF := $(VENV)/bin/ruff
+# The tests of a file stay together, for they share what is costly to make; in the files' order the
+# long ones come first.
+SHARED := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Where tests are that do more by HYPERNOISE_TRUST.
 TRUST := tests/trust tests/rewards/test_full_size.py
 
@@ -29,7 +34,7 @@ bench: $(COMFYUI_INSTALLED)  ## what passes, graphs and training cost; leave the
 	$(VENV)/bin/python benchmarks/bench.py $(ARGS)
 
 test: $(COMFYUI_INSTALLED)  ## every test, those that start a real ComfyUI server too
-	$(PYTEST) $(ARGS)
+	$(PYTEST) $(SHARED) $(ARGS)
 
 trust: $(COMFYUI_INSTALLED)  ## hostile files, broken inputs and crashes: some ten minutes of them
 	HYPERNOISE_TRUST=short $(PYTEST) $(TRUST) $(ARGS)

@@ -15,7 +15,7 @@ from hypernoise.hypernoise_core.rewards.hps import Hps
 from hypernoise.hypernoise_core.rewards.image_reward import ImageReward
 from hypernoise.hypernoise_core.tensor_file import load_strictly
 from hypernoise.tests.rewards import stand_ins
-from hypernoise.tests.trust.conftest import LEVEL
+from hypernoise.tests.trust.tallies import LEVEL
 
 PUBLISHED = Path(__file__).with_name("published")
 UNUSED = {"position_ids", "vision_proj", "text_proj"}  # parts of ImageReward.pt that score nothing
