@@ -2,7 +2,7 @@
 #   PYTHON=python3.12            which Python makes the environment (3.10 to 3.13)
 #   TORCH_INDEX=URL or pypi      where torch comes from, see scripts/set_up.sh
 #   ARGS="..."                   more arguments for `hypernoise demo`, `hypernoise evaluate`, pytest, ...
-#   WORKERS=2                    how many processes share the tests of `make test`; 0: no others
+#   WORKERS=2                    how many processes share the tests of `make check` and `make test`; 0: one
 
 VENV ?= .venv
 WORKERS ?= 2
@@ -21,7 +21,7 @@ TRUST := tests/trust tests/rewards/test_full_size.py
 
 export PYTHON TORCH_INDEX
 
-.PHONY: demo evaluate bench test trust trust-long mutants gpu parity comfyui browser oracle lint \
+.PHONY: demo evaluate bench check test trust trust-long mutants gpu parity comfyui browser oracle lint \
 	format lock audit versions clean distclean
 
 demo: $(INSTALLED)  ## train a noise hypernetwork on the embedded generator and report the gain
@@ -32,6 +32,11 @@ evaluate: $(INSTALLED)  ## three trainings and a fine-tune, then the paper's tab
 
 bench: $(COMFYUI_INSTALLED)  ## what passes, graphs and training cost; leave the machine alone meanwhile
 	$(VENV)/bin/python benchmarks/bench.py $(ARGS)
+
+check: $(COMFYUI_INSTALLED) lint  ## within two minutes: lint, import rules, core, parity, nodes
+	$(PYTEST) $(SHARED) tests/test_import_rules.py tests/core tests/parity $(ARGS)
+	HYPERNOISE_INSIDE_COMFYUI="$$($(VENV)/bin/python tests/comfyui/fetch_comfyui.py)" \
+		$(PYTEST) $(SHARED) -m "not slow" tests/comfyui/inside $(ARGS)
 
 test: $(COMFYUI_INSTALLED)  ## every test, those that start a real ComfyUI server too
 	$(PYTEST) $(SHARED) $(ARGS)
