@@ -135,6 +135,8 @@ class _Server:
     def start(self, **process: Any) -> Process:
         self._count += 1
         output = Path(self._outputs.name, str(self._count))
+        for suffix in (".out", ".err"):
+            output.with_suffix(suffix).touch()  # else it is read before there is one
         return Process(self.ask(**process, output=str(output)), output)
 
     def ask(self, **request: Any) -> Any:
