@@ -2,8 +2,10 @@
 #   PYTHON=python3.12            which Python makes the environment (3.10 to 3.13)
 #   TORCH_INDEX=URL or pypi      where torch comes from, see scripts/set_up.sh
 #   ARGS="..."                   more arguments for `hypernoise demo`, `hypernoise evaluate`, pytest, ...
+#   WORKERS=2                    how many processes share the tests of `make check` and `make test`; 0: one
 
 VENV ?= .venv
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 COMFYUI_INSTALLED := $(VENV)/.installed-comfyui
 ORACLE ?= .venv-oracle
@@ -11,10 +13,15 @@ ORACLE_INSTALLED := $(ORACLE)/.installed
 # Not `python -m pytest`, which would put the root, with our nodes/, on sys.path.
 PYTEST := $(VENV)/bin/pytest
 RUFF := $(VENV)/bin/ruff
+# The tests of a file stay together, for they share what is costly to make; in the files' order the
+# long ones come first.
+SHARED := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Where tests are that do more by HYPERNOISE_TRUST.
+TRUST := tests/trust tests/rewards/test_full_size.py
 
 export PYTHON TORCH_INDEX
 
-.PHONY: demo evaluate bench test trust trust-long mutants gpu parity comfyui browser oracle lint \
+.PHONY: demo evaluate bench check test trust trust-long mutants gpu parity comfyui browser oracle lint \
 	format lock audit versions clean distclean
 
 demo: $(INSTALLED)  ## train a noise hypernetwork on the embedded generator and report the gain
@@ -26,14 +33,19 @@ evaluate: $(INSTALLED)  ## three trainings and a fine-tune, then the paper's tab
 bench: $(COMFYUI_INSTALLED)  ## what passes, graphs and training cost; leave the machine alone meanwhile
 	$(VENV)/bin/python benchmarks/bench.py $(ARGS)
 
+check: $(COMFYUI_INSTALLED) lint  ## within two minutes: lint, import rules, core, parity, nodes
+	$(PYTEST) $(SHARED) tests/test_import_rules.py tests/core tests/parity $(ARGS)
+	HYPERNOISE_INSIDE_COMFYUI="$$($(VENV)/bin/python tests/comfyui/fetch_comfyui.py)" \
+		$(PYTEST) $(SHARED) -m "not slow" tests/comfyui/inside $(ARGS)
+
 test: $(COMFYUI_INSTALLED)  ## every test, those that start a real ComfyUI server too
-	$(PYTEST) $(ARGS)
+	$(PYTEST) $(SHARED) $(ARGS)
 
 trust: $(COMFYUI_INSTALLED)  ## hostile files, broken inputs and crashes: some ten minutes of them
-	HYPERNOISE_TRUST=short $(PYTEST) tests/trust $(ARGS)
+	HYPERNOISE_TRUST=short $(PYTEST) $(TRUST) $(ARGS)
 
 trust-long: $(COMFYUI_INSTALLED)  ## the same, as often as docs/reliability.md says
-	HYPERNOISE_TRUST=long $(PYTEST) tests/trust $(ARGS)
+	HYPERNOISE_TRUST=long $(PYTEST) $(TRUST) $(ARGS)
 
 mutants: $(COMFYUI_INSTALLED)  ## changes to the source, one at a time: do the tests notice?
 	$(VENV)/bin/python -m hypernoise.tests.mutants.run $(ARGS)

@@ -6,6 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from hypernoise.tests.trust.tallies import (
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
+
+__all__ = ["pytest_sessionfinish", "pytest_terminal_summary", "pytest_testnodedown"]
+
 GPU = "HYPERNOISE_GPU"  # set: tests see the GPU, and those of gpu/ are collected
 
 # Before torch looks; for processes that tests start too.

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.generate import generate
+from hypernoise.tests.warm import hypernoise as run
 from hypernoise.training import cli, versions
 from hypernoise.training.command_line import bind
 from hypernoise.training.config import TrainingConfig
@@ -25,17 +25,6 @@ from hypernoise.training.pipelines import EMBEDDED_ADAPTER, load_pipeline
 from hypernoise.training.prompt_files import read_prompts
 from hypernoise.training.published_models import PUBLISHED
 from hypernoise.training.report.figures import write_png
-
-
-def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from hypernoise.training.cli import main; main()", *arguments]
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
-    )
 
 
 def test_the_console_script_is_installed():

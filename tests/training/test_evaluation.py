@@ -4,10 +4,8 @@ that go on where they were."""
 import importlib
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from hypernoise.hypernoise_core.generator_lora import GeneratorLora, save_genera
 from hypernoise.hypernoise_core.hypernetwork import noise_penalty
 from hypernoise.hypernoise_core.reno import RenoConfig
 from hypernoise.hypernoise_core.rewards import load_rewards
+from hypernoise.tests.warm import hypernoise as run
 from hypernoise.training.commands.card import write_card
 from hypernoise.training.commands.evaluate import evaluate
 from hypernoise.training.evaluation import (
@@ -468,19 +467,6 @@ def as_flags(settings: dict) -> list[str]:
         values = value if isinstance(value, tuple) else (value,)
         flags += [f"--{name}", *map(str, values)]
     return flags
-
-
-def run(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "hypernoise.training.cli"]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-        command = [sys.executable, *launcher, str(processes), "-m", "hypernoise.training.cli"]
-    return subprocess.run(
-        [*command, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Encoded prompts on disk: what comes back, crashes, several processes, damage, freed memory."""
 
 import json
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from hypernoise.hypernoise_core.rewards.head import ScoreHead
 from hypernoise.hypernoise_core.rewards.hps import Hps
 from hypernoise.hypernoise_core.rewards.images import Preprocess
 from hypernoise.hypernoise_core.tensor_file import TensorFileError
+from hypernoise.tests import warm
 from hypernoise.training.feature_store import (
     FeatureStore,
     drop_text_encoders,
@@ -152,16 +151,9 @@ store.add(prompts, encode, 3, process_index=index, num_processes=count)
 def test_processes_share_the_work_and_find_each_other_s_shards(tmp_path):
     prompts = [f"{'x' * (i % 7)} {i}" for i in range(60)]
     early = FeatureStore(tmp_path)
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(tmp_path), str(index), "2"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    shares = [process.communicate()[0].splitlines() for process in running]
-    assert [process.returncode for process in running] == [0, 0]
+    running = [warm.start(_WORKER, tmp_path, index, 2) for index in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+    shares = [process.stdout.splitlines() for process in running]
     assert sorted(sum(shares, [])) == sorted(prompts)
     assert {len(share) for share in shares} == {30}
     assert early.missing(prompts) == prompts
@@ -249,8 +241,7 @@ except ValueError as error:
 
 def test_a_shard_that_is_cut_short_while_it_is_in_use_is_named(tmp_path):
     """Reading a mapping beyond its file's end would kill the process without a word."""
-    command = [sys.executable, "-c", _CUT_BETWEEN, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = warm.run(_CUT_BETWEEN, tmp_path)
     (shard,) = tmp_path.iterdir()
     assert result.returncode == 0, result.stderr
     assert f"{shard} cannot be used; delete it, and its prompts are encoded" in result.stdout

@@ -4,7 +4,6 @@ import json
 import math
 import resource
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hypernoise.tests import warm
 from hypernoise.training.tracking import FILE, MetricsLog, read
 
 
@@ -54,7 +54,7 @@ def test_a_line_is_on_the_disk_when_write_returns(tmp_path):
         "import os, pathlib, sys; from hypernoise.training.tracking import MetricsLog\n"
         "MetricsLog(pathlib.Path(sys.argv[1]), 'none', {}).write(7, {'loss': 1.5}); os._exit(1)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True)
+    assert warm.run(code, tmp_path).returncode == 1
     assert read(tmp_path) == [{"step": 7, "kind": "train", "loss": 1.5}]
 
 

@@ -1,19 +1,15 @@
 """Training runs that are cheap to start, and so can be killed often.
 
-`RunServer` is a process that has imported everything; each run is a fork of it, and takes a second
-where a process of its own takes ten. What a run does wrong is Python that it executes first.
+What a run does wrong is Python that it executes first.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from hypernoise.hypernoise_core.rewards import load_rewards
+from hypernoise.tests import warm
 from hypernoise.training.checkpoints import Checkpoints
-from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.tracking import read
 
 PROMPTS = [
@@ -107,25 +101,17 @@ class Finished:
 class Started:
     """A run under way."""
 
-    server: RunServer
-    pid: int
-    log: Path
+    process: warm.Process
 
     def poll(self) -> int | None:
-        return self.server.ask(poll=self.pid)
+        return self.process.poll()
 
     def send(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        self.process.send_signal(number)
 
-    def wait(self, seconds: float = 300) -> Finished:
+    def wait(self, seconds: float = warm.SECONDS) -> Finished:
         """Its end; it is killed, and this fails, where it does not end in time."""
-        last = time.monotonic() + seconds
-        while (code := self.poll()) is None:
-            if time.monotonic() > last:
-                self.send(signal.SIGKILL)
-                raise AssertionError(f"no end after {seconds} s: {self.errors()[-2000:]}")
-            time.sleep(0.01)
-        return Finished(code, self.errors())
+        return Finished(self.process.wait(seconds), self.errors())
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         while not condition():
@@ -133,93 +119,24 @@ class Started:
             time.sleep(0.002)
 
     def errors(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.process.stderr
 
 
-class RunServer:
-    """Forks runs of `hypernoise train` from a process that has torch and the package loaded."""
+def start(cwd: Path, *arguments: object, first: str = "", **variables: str) -> Started:
+    """Starts `hypernoise train --config config.toml` in a folder of `write_task`.
 
-    def __init__(self, logs: Path) -> None:
-        self._logs, self._count = logs, 0
-        logs.mkdir(parents=True, exist_ok=True)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-
-    def ask(self, **request: Any) -> Any:
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def start(self, cwd: Path, *arguments: object, first: str = "", **variables: str) -> Started:
-        """Starts `hypernoise train --config config.toml` in a folder of `write_task`.
-
-        Args:
-            first: Python that the run executes before anything else.
-            variables: of its environment.
-        """
-        self._count += 1
-        log = self._logs / f"{self._count}.log"
-        train = ["hypernoise", "train", "--config", "config.toml", *map(str, arguments)]
-        code = log.with_suffix(".py")
-        code.write_text(LIGHT + first)
-        options = {"first": str(code), "variables": variables, "log": str(log)}
-        pid = self.ask(argv=train, cwd=str(cwd), **options)
-        return Started(self, pid, log)
-
-    def train(self, cwd: Path, *arguments: object, **options: Any) -> Finished:
-        """A run from its start to its end."""
-        return self.start(cwd, *arguments, **options).wait()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
+    Args:
+        first: Python that the run executes before anything else.
+        variables: of its environment.
+    """
+    code = f"{LIGHT}\n{first}\n{warm.HYPERNOISE}"
+    train = ["train", "--config", "config.toml", *arguments]
+    return Started(warm.start(code, *train, cwd=cwd, **variables))
 
 
-def serve() -> None:
-    """Answers one request a line; returns in the forked process alone, at its end."""
-    import hypernoise.training.cli as cli
-    import hypernoise.training.commands.train  # noqa: F401
-
-    torch.set_num_threads(1)  # no thread may run when a process forks
-    tqdm.monitor_interval = 0
-    load_pipeline(SETTINGS["model"])  # imports what is imported late
-    load_rewards({"tiny-preference": 1.0})
-    gc.freeze()
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "poll" in request:
-            pid, status = os.waitpid(request["poll"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
-        elif not (answer := os.fork()):
-            return _run(cli.main, **request)
-        print(json.dumps(answer), flush=True)
-
-
-def _run(
-    main: Callable[[], None],
-    argv: list[str],
-    cwd: str,
-    first: str,
-    variables: dict[str, str],
-    log: str,
-) -> None:
-    tqdm.set_lock(threading.RLock())  # the usual one is shared: a killed process would keep it
-    os.chdir(cwd)
-    os.environ.update(variables)
-    for number, path in enumerate((os.devnull, os.devnull, log)):
-        flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        opened = os.open(path, flags, 0o666)
-        os.dup2(opened, number)
-        os.close(opened)
-    sys.argv = argv
-    runpy.run_path(first)
-    main()
+def train(cwd: Path, *arguments: object, **options: Any) -> Finished:
+    """A run from its start to its end."""
+    return start(cwd, *arguments, **options).wait()
 
 
 def environment(**variables: str) -> dict[str, str]:

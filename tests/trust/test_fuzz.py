@@ -126,7 +126,7 @@ def report(tally, name: str, outcomes: dict[str, int]) -> None:
 def test_mutated_adapters(seeds, tmp_path, scale, tally):
     content = seeds[".safetensors"]
     outcomes = run(
-        scale(30_000, 30_000, 500_000),
+        scale(6_000, 30_000, 500_000),
         check_adapter,
         tmp_path / "a.safetensors",
         lambda rng: mutate_safetensors(content, rng),
@@ -138,7 +138,7 @@ def test_mutated_adapters(seeds, tmp_path, scale, tally):
 def test_mutated_pickled_adapters(seeds, tmp_path, scale, tally, kind):
     (tmp_path / CONFIG_NAME).write_bytes(seeds[".peft"])
     outcomes = run(
-        scale(8_000, 10_000, 100_000),
+        scale(2_000, 10_000, 100_000),
         check_adapter,
         tmp_path / "adapter_model.bin",
         lambda rng: mutate_bytes(seeds[kind], rng),
@@ -157,7 +157,7 @@ def test_mutated_configurations_of_adapters(seeds, tmp_path, scale, tally):
         return to_json(mutate_tree(tree, rng), rng).encode("utf-8", "surrogatepass")
 
     outcomes = run(
-        scale(12_000, 12_000, 200_000),
+        scale(3_000, 12_000, 200_000),
         lambda path: check_adapter(path.with_name(WEIGHTS)),
         tmp_path / CONFIG_NAME,
         mutate,
@@ -183,7 +183,7 @@ def test_mutated_prompt_files(seeds, tmp_path, scale, tally, suffix):
             return to_json(tree, rng).encode("utf-8", "surrogatepass")
         return mutate_bytes(seeds[suffix], rng)
 
-    count = scale(9_000, 10_000, 100_000)
+    count = scale(2_000, 10_000, 100_000)
     report(tally, f"mutated prompts{suffix}", run(count, check, tmp_path / f"p{suffix}", mutate))
 
 
@@ -198,7 +198,7 @@ def test_mutated_training_configurations(tmp_path, scale, tally):
         return "read"
 
     outcomes = run(
-        scale(6_000, 10_000, 100_000),
+        scale(1_500, 10_000, 100_000),
         check,
         tmp_path / "c.toml",
         lambda rng: mutate_bytes(content, rng),
@@ -227,7 +227,7 @@ NAMES = ["proj_out", "transformer_blocks.0.attn1.to_q", "patch_embed.proj"]
 def test_made_up_configurations_of_adapters(scale, tally):
     line = tally("made-up adapter_config.json")
 
-    @examples(scale(500, 1_000, 20_000))
+    @examples(scale(200, 1_000, 20_000))
     @given(
         st.dictionaries(st.sampled_from(OTHER_FIELDS), JSON, max_size=1),
         st.dictionaries(st.sampled_from(["r", "lora_alpha"]), JSON, max_size=1),
@@ -256,7 +256,7 @@ def test_made_up_metadata(scale, tally):
     good = new_adapter().metadata.to_header()
     names = st.sampled_from([*good, "replaces_noise", "base_model"])
 
-    @examples(scale(500, 1_000, 20_000))
+    @examples(scale(200, 1_000, 20_000))
     @given(st.dictionaries(names, value, max_size=2))
     def check(entries):
         header = good | entries

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -20,6 +18,7 @@ from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.metadata import AdapterError
 from hypernoise.hypernoise_core.peft_config import CONFIG_NAME
 from hypernoise.hypernoise_core.tensor_file import read_tensors
+from hypernoise.tests import warm
 from hypernoise.tests.trust.test_fuzz import new_adapter
 
 KEY = "transformer_blocks.0.attn1.to_q.lora_A.weight"
@@ -523,9 +522,7 @@ SLACK = 40 << 20
 
 
 def memory_of(path: Path) -> dict:
-    run = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(path)], capture_output=True, text=True, check=False
-    )
+    run = warm.run(MEMORY, path)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 

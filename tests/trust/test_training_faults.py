@@ -7,7 +7,6 @@ import pickle
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,19 +19,21 @@ import pytest
 import torch
 
 from hypernoise.hypernoise_core.adapter import load_adapter
+from hypernoise.tests import warm
 from hypernoise.tests.trust.faults import CALLS
 from hypernoise.tests.trust.runs import (
     LIGHT,
     PROMPTS,
     Finished,
-    RunServer,
     Started,
     differences,
     environment,
     files,
     fresh,
     record,
+    start,
     state,
+    train,
     write_task,
 )
 from hypernoise.training.checkpoints import Checkpoints
@@ -44,22 +45,15 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[RunServer]:
-    server = RunServer(tmp_path_factory.mktemp("logs"))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
     """config.toml, prompts.txt, and the cache that all runs share."""
     return write_task(tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")
-def reference(server, work) -> Path:
+def reference(work) -> Path:
     """The run that nothing happens to."""
-    assert server.train(work, "--save_dir", "reference").returncode == 0
+    assert train(work, "--save_dir", "reference").returncode == 0
     return work / "reference"
 
 
@@ -91,12 +85,12 @@ def contents(run: Path) -> dict[str, bytes]:
 # kill -9
 
 
-def test_kill_9_at_random_moments_loses_nothing(server, work, reference, tmp_path, scale, tally):
+def test_kill_9_at_random_moments_loses_nothing(work, reference, tmp_path, scale, tally):
     seed = 20
     rng = random.Random(seed)
     counts = tally("kill -9 at random moments, then --resume")
     began = time.monotonic()
-    assert server.train(work, "--save_dir", tmp_path / "timed").returncode == 0
+    assert train(work, "--save_dir", tmp_path / "timed").returncode == 0
     forked, alone = time.monotonic() - began, 12.0  # seconds that a run takes about
     arguments = ["--save_dir", "run", "--resume"]
     kills = 0
@@ -110,7 +104,7 @@ def test_kill_9_at_random_moments_loses_nothing(server, work, reference, tmp_pat
                     process.kill()
             code, errors = process.wait(), log.read_text()
         else:
-            started = server.start(work, *arguments)
+            started = start(work, *arguments)
             time.sleep(rng.uniform(0.05, 0.9) * forked)
             started.send(signal.SIGKILL)
             code, errors = started.wait().returncode, started.errors()
@@ -121,7 +115,7 @@ def test_kill_9_at_random_moments_loses_nothing(server, work, reference, tmp_pat
         else:
             _assert_as(reference, work / "run", counts, f"kill {kills}, seed {seed}")
             shutil.rmtree(work / "run")
-    assert server.train(work, *arguments).returncode == 0
+    assert train(work, *arguments).returncode == 0
     _assert_as(reference, work / "run", counts, f"kill {kills}, seed {seed}")
     shutil.rmtree(work / "run")
 
@@ -141,21 +135,19 @@ def _assert_as(reference: Path, run: Path, counts, when: str) -> None:
 
 
 @linux
-def test_kill_9_at_every_call_that_changes_a_file_loses_nothing(
-    server, work, tmp_path, scale, tally
-):
+def test_kill_9_at_every_call_that_changes_a_file_loses_nothing(work, tmp_path, scale, tally):
     """In the middle of each write, and before each file is opened, synced, renamed or deleted."""
     counts = tally("kill -9 at the n-th file operation of a run, then --resume")
     short = ["--steps", "2", "--keep_last", "1"]
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert server.train(work, *short, "--save_dir", whole, first=_die(whole, 0)).returncode == 0
+    assert train(work, *short, "--save_dir", whole, first=_die(whole, 0)).returncode == 0
     calls = int((tmp_path / CALLS).read_text())
     assert calls > 60
     for call in range(1, calls + 1, scale(24, 9, 1)):
-        killed = server.train(work, *short, "--save_dir", run, first=_die(run, call))
+        killed = train(work, *short, "--save_dir", run, first=_die(run, call))
         assert killed.returncode == -signal.SIGKILL, f"call {call}: {killed.errors}"
         halves = len(list(run.rglob("*.part")))
-        result = server.train(work, *short, "--save_dir", run, "--resume")
+        result = train(work, *short, "--save_dir", run, "--resume")
         assert result.returncode == 0, f"call {call}: {result.errors}"
         found = differences(run, whole)
         counts.count("resumed to the same bits" if not found else "not the same", lost=bool(found))
@@ -165,20 +157,20 @@ def test_kill_9_at_every_call_that_changes_a_file_loses_nothing(
 
 @linux
 def test_kill_9_at_every_call_that_changes_the_cache_loses_nothing(
-    server, work, reference, tmp_path, scale, tally
+    work, reference, tmp_path, scale, tally
 ):
     counts = tally("kill -9 at the n-th file operation while prompts are encoded, then --resume")
     cache, run = tmp_path / "cache", tmp_path / "run"
     arguments = ["--cache_dir", cache, "--save_dir", run, "--resume"]
-    assert server.train(work, *arguments, first=_die(cache, 0)).returncode == 0
+    assert train(work, *arguments, first=_die(cache, 0)).returncode == 0
     assert not differences(run, reference)
     calls = int((tmp_path / CALLS).read_text())
     assert calls > 10
     for call in range(calls // 3, calls + 1, scale(calls // 2, calls // 5, 1)):
         shutil.rmtree(cache), shutil.rmtree(run)
-        killed = server.train(work, *arguments, first=_die(cache, call))
+        killed = train(work, *arguments, first=_die(cache, call))
         assert killed.returncode == -signal.SIGKILL, f"call {call}: {killed.errors}"
-        result = server.train(work, *arguments)
+        result = train(work, *arguments)
         assert result.returncode == 0, f"call {call}: {result.errors}"
         found = differences(run, reference)
         counts.count("resumed to the same bits" if not found else "not the same", lost=bool(found))
@@ -189,17 +181,17 @@ def _die(folder: Path, call: int) -> str:
     return f"from hypernoise.tests.trust.faults import *; die_at_call({str(folder)!r}, {call})"
 
 
-def test_going_on_with_a_finished_run_changes_nothing(server, work, reference, tmp_path):
+def test_going_on_with_a_finished_run_changes_nothing(work, reference, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(reference, run)
-    assert server.train(work, "--save_dir", run, "--resume").returncode == 0
+    assert train(work, "--save_dir", run, "--resume").returncode == 0
     assert not differences(run, reference)
 
 
-def test_a_schedule_that_another_length_changes_is_told(server, work, reference, tmp_path, tally):
+def test_a_schedule_that_another_length_changes_is_told(work, reference, tmp_path, tally):
     run = tmp_path / "run"
     shutil.copytree(reference, run)  # cosine, 4 updates
-    longer = server.train(work, "--save_dir", run, "--resume", "--steps", "8")
+    longer = train(work, "--save_dir", run, "--resume", "--steps", "8")
     assert longer.returncode == 0 and longer.errors.count("warning: the ") == 1, longer.errors
     assert (
         "warning: the cosine schedule was planned for 4 updates and is now for 8 updates: after "
@@ -207,25 +199,25 @@ def test_a_schedule_that_another_length_changes_is_told(server, work, reference,
     ) in longer.errors
     (rate,) = [line["lr"] for line in read(run) if line["step"] == 5 and "lr" in line]
     assert rate == pytest.approx(0.0005)
-    again = server.train(work, "--save_dir", run, "--resume", "--steps", "8")
-    limited = server.train(work, "--save_dir", run, "--resume", "--steps=8", "--max_seconds=1000")
+    again = train(work, "--save_dir", run, "--resume", "--steps", "8")
+    limited = train(work, "--save_dir", run, "--resume", "--steps=8", "--max_seconds=1000")
     assert "schedule" not in again.errors
     assert "for 8 updates and is now for 8 updates or 1000 seconds" in limited.errors
     arguments = ["--save_dir", tmp_path / "constant", "--schedule", "constant", "--steps"]
-    assert server.train(work, *arguments, "1").returncode == 0
-    constant = server.train(work, *arguments, "2", "--resume")
+    assert train(work, *arguments, "1").returncode == 0
+    constant = train(work, *arguments, "2", "--resume")
     assert constant.returncode == 0 and "schedule" not in constant.errors
     tally("a schedule of another length").count("told")
 
 
-def test_ctrl_c_while_a_run_starts_ends_it_in_one_line(server, work, tmp_path, tally):
+def test_ctrl_c_while_a_run_starts_ends_it_in_one_line(work, tmp_path, tally):
     first = (
         "import os, signal, hypernoise.training.commands.train as run\n"
         # Where tests are a shell's background job, their processes are born deaf to it.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "run.load_pipeline = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
     )
-    result = server.train(work, "--save_dir", tmp_path / "run", first=first)
+    result = train(work, "--save_dir", tmp_path / "run", first=first)
     assert result.returncode == 130 and result.message == "hypernoise: interrupted"
     tally("Ctrl-C while a run starts").count("one line")
 
@@ -275,18 +267,18 @@ def assert_whole(run: Path, halves: bool = False) -> None:
 
 
 @linux
-def test_a_full_disk_loses_nothing(server, work, reference, tmp_path, scale, tally):
+def test_a_full_disk_loses_nothing(work, reference, tmp_path, scale, tally):
     """Whatever the file at which it is full; config.toml and metrics.jsonl too."""
     counts = tally("the disk is full, at different sizes; then --resume")
     disk = tmp_path / "disk"
     keep_all = ["--keep_last", "9", "--save_dir", disk / "run"]
     whole = tmp_path / "whole"
-    assert server.train(work, "--keep_last", "9", "--save_dir", whole).returncode == 0
+    assert train(work, "--keep_last", "9", "--save_dir", whole).returncode == 0
     pages = sum(-(-path.stat().st_size // 4096) for path in whole.rglob("*") if path.is_file())
     with small_disk(disk, "size=64m"):
         for size in range(2, pages, pages // scale(2, 4, 40)):
             remount(disk, f"size={4 * size}k")
-            result = server.train(work, *keep_all, "--resume")
+            result = train(work, *keep_all, "--resume")
             if result.returncode:
                 assert result.returncode == 2, result.errors
                 assert "No space left on device" in result.message, result.errors
@@ -296,7 +288,7 @@ def test_a_full_disk_loses_nothing(server, work, reference, tmp_path, scale, tal
             end = "ended with a message" if result.returncode else "went on with a warning"
             assert_whole(disk / "run")
             remount(disk, "size=64m")
-            assert server.train(work, *keep_all, "--resume").returncode == 0
+            assert train(work, *keep_all, "--resume").returncode == 0
             found = [d for d in differences(disk / "run", whole) if not d.startswith("files")]
             resumed = "other bits" if found else "the same bits"
             counts.count(f"{end} and resumed to {resumed}", lost=bool(found))
@@ -306,7 +298,7 @@ def test_a_full_disk_loses_nothing(server, work, reference, tmp_path, scale, tal
 
 @linux
 @pytest.mark.parametrize("file", ["config.toml", "cache", "tensorboard"])
-def test_a_full_disk_is_named(server, work, reference, tmp_path, scale, tally, file):
+def test_a_full_disk_is_named(work, reference, tmp_path, scale, tally, file):
     """Before the first update."""
     if not scale(0, 1, 1) and file == "tensorboard":
         pytest.skip("levels short and long")
@@ -317,49 +309,49 @@ def test_a_full_disk_is_named(server, work, reference, tmp_path, scale, tally, f
     with small_disk(disk, f"size={8 if file == 'tensorboard' else 4}k"):
         if file == "config.toml":
             (disk / "filler").write_bytes(bytes(4096))
-        result = server.train(work, *arguments)
+        result = train(work, *arguments)
         (message,) = [line for line in result.errors.splitlines() if line[:12] == "hypernoise: "]
         assert "No space left on device" in message and str(disk) in message
         assert "Traceback" not in result.errors or file == "tensorboard"  # from its own thread
         assert result.returncode == 2 and not list(disk.rglob("*.part"))
         remount(disk, "size=64m")
-        result = server.train(work, *arguments, "--resume")
+        result = train(work, *arguments, "--resume")
         assert result.returncode == 0, result.errors
         run = disk / "run" if file != "cache" else run
         assert not differences(run, reference, same_files=False)
     tally("the disk is full at the start").count("ended with a message")
 
 
-def test_a_limit_on_the_size_of_files_is_reported(server, work, reference, tmp_path, tally):
+def test_a_limit_on_the_size_of_files_is_reported(work, reference, tmp_path, tally):
     """Also where no file system can be mounted."""
     size = newest(reference).stat().st_size
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2},) * 2)\n"
     run = tmp_path / "run"
-    result = server.train(work, "--save_dir", run, first=limit)
+    result = train(work, "--save_dir", run, first=limit)
     assert result.returncode == 2 and "checkpoints" in result.message, result.errors
     assert result.errors.count("warning: no checkpoint at update") >= 3
     assert_whole(run)
-    assert server.train(work, "--save_dir", run, "--resume").returncode == 0
+    assert train(work, "--save_dir", run, "--resume").returncode == 0
     assert not differences(run, reference)
     tally("files may not grow").count("ended with a message")
 
 
 @linux
-def test_a_folder_that_cannot_be_written_is_refused_at_once(server, work, tmp_path, tally):
+def test_a_folder_that_cannot_be_written_is_refused_at_once(work, tmp_path, tally):
     counts = tally("an output folder that cannot be written")
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "below" / "run"):
-        result = server.train(work, "--save_dir", path)
+        result = train(work, "--save_dir", path)
         assert result.returncode == 2 and f"{tmp_path / 'file'} is a file" in result.message
         counts.count("refused")
     assert (tmp_path / "file").read_text() == "mine"
     with small_disk(tmp_path / "disk", "ro"):
-        result = server.train(work, "--save_dir", tmp_path / "disk" / "run")
+        result = train(work, "--save_dir", tmp_path / "disk" / "run")
         assert result.returncode == 2 and "cannot be written" in result.message
         assert "--save_dir" in result.message and "encoding" not in result.errors
         counts.count("refused")
         arguments = ["--save_dir", tmp_path / "run", "--cache_dir", tmp_path / "disk" / "cache"]
-        result = server.train(work, *arguments)
+        result = train(work, *arguments)
         assert result.returncode == 2 and "cannot be written" in result.message
         assert "--cache_dir" in result.message and "encoding" not in result.errors
         assert not (tmp_path / "run").exists()
@@ -367,40 +359,40 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(server, work, tmp_pa
 
 
 @linux
-def test_a_cache_that_cannot_be_written_serves_where_it_holds_all(server, work, tmp_path, tally):
+def test_a_cache_that_cannot_be_written_serves_where_it_holds_all(work, tmp_path, tally):
     disk = tmp_path / "disk"
     with small_disk(disk, "size=8m"):
-        result = server.train(work, "--save_dir", tmp_path / "first", "--cache_dir", disk)
+        result = train(work, "--save_dir", tmp_path / "first", "--cache_dir", disk)
         assert result.returncode == 0, result.errors
         with read_only(disk):
-            result = server.train(work, "--save_dir", tmp_path / "second", "--cache_dir", disk)
+            result = train(work, "--save_dir", tmp_path / "second", "--cache_dir", disk)
         assert result.returncode == 0, result.errors
     tally("a full cache that cannot be written").count("worked")
 
 
 @linux
-def test_a_disk_that_becomes_read_only_loses_nothing(server, work, reference, tmp_path, tally):
+def test_a_disk_that_becomes_read_only_loses_nothing(work, reference, tmp_path, tally):
     disk = tmp_path / "disk"
     with small_disk(disk, "size=64m"):
         arguments = ["--save_dir", disk / "a" / "b" / "run"]  # parents are made
-        started = server.start(work, *arguments, first=SLOW)
+        started = start(work, *arguments, first=SLOW)
         started.wait_until(lambda: step(disk / "a" / "b" / "run") >= 2)
         with read_only(disk):
             result = started.wait()
         assert result.returncode == 2 and "Read-only file system" in result.message
         assert f"{disk}/a/b/run" in result.message and "--resume goes on" in result.message
         assert_whole(disk / "a" / "b" / "run", halves=True)
-        assert server.train(work, *arguments, "--resume").returncode == 0
+        assert train(work, *arguments, "--resume").returncode == 0
         assert_whole(disk / "a" / "b" / "run")
         assert not differences(disk / "a" / "b" / "run", reference)
     tally("the disk becomes read-only under way").count("ended with a message, resumed")
 
 
-def test_a_run_under_way_is_not_touched_by_another(server, work, reference, tmp_path, tally):
+def test_a_run_under_way_is_not_touched_by_another(work, reference, tmp_path, tally):
     run = tmp_path / "run"
-    started = server.start(work, "--save_dir", run, first=SLOW)
+    started = start(work, "--save_dir", run, first=SLOW)
     started.wait_until(lambda: step(run) >= 1)
-    result = server.train(work, "--save_dir", run, "--resume")
+    result = train(work, "--save_dir", run, "--resume")
     assert result.returncode == 2 and result.message.startswith(f"hypernoise: {run}: another")
     assert started.poll() is None, "the first one was over too soon to show anything"
     assert started.wait().returncode == 0
@@ -419,7 +411,7 @@ trainer.Trainer._update = lambda self: (time.sleep(0.25), update(self))[1]
 
 
 def test_prompts_may_change_while_a_run_is_under_way_but_not_before_it_goes_on(
-    server, work, reference, tmp_path, tally
+    work, reference, tmp_path, tally
 ):
     counts = tally("the prompt file is changed, replaced, cut short or deleted")
     task = write_task(tmp_path / "task", cache_dir=str(work / "cache"))
@@ -433,7 +425,7 @@ def test_prompts_may_change_while_a_run_is_under_way_but_not_before_it_goes_on(
         file.unlink,
     ]
     same_task = ["--task", str(file), "--save_dir", run]
-    started = server.start(task, *same_task, first=SLOW)
+    started = start(task, *same_task, first=SLOW)
     started.wait_until(lambda: step(run) >= 1)
     for change in changes:
         change()
@@ -456,14 +448,14 @@ def test_prompts_may_change_while_a_run_is_under_way_but_not_before_it_goes_on(
             file.unlink()
         else:
             file.write_text(content)
-        result = server.train(task, *same_task, "--resume")
+        result = train(task, *same_task, "--resume")
         assert result.returncode == 2, name
         told = {"empty": "holds no prompt", "gone": "prompts.txt"}
         assert told.get(name, "with SHA-256") in result.message, result.message
         assert contents(run) == before, name
         counts.count("refused at --resume")
     file.write_text("\n".join(PROMPTS))
-    result = server.train(task, *same_task, "--resume")
+    result = train(task, *same_task, "--resume")
     assert result.returncode == 0, result.errors
     assert record(run) == record(reference)
     counts.count("resumed with the old prompts")
@@ -500,7 +492,7 @@ def wandb(init: str = "pass", log: str = "pass", finish: str = "pass") -> str:
 REFUSED = "raise ConnectionRefusedError(111, 'Connection refused')"
 
 
-def test_a_tracker_that_does_not_start_is_named(server, work, reference, damaged, tally):
+def test_a_tracker_that_does_not_start_is_named(work, reference, damaged, tally):
     before = record(damaged)
     for name, first, message in [
         ("wandb", "", "pip install wandb"),
@@ -509,23 +501,23 @@ def test_a_tracker_that_does_not_start_is_named(server, work, reference, damaged
         ("wandb", wandb(init="raise RuntimeError('api_key not configured')"), "--tracker none"),
     ]:
         arguments = ["--save_dir", damaged, "--resume", "--tracker", name]
-        result = server.train(work, *arguments, first=first)
+        result = train(work, *arguments, first=first)
         assert result.returncode == 2 and message in result.message
         assert f"--tracker {name}" in result.message
         assert record(damaged) == before
         tally("a tracker that does not start").count("refused")
-    assert server.train(work, "--save_dir", damaged, "--resume").returncode == 0
+    assert train(work, "--save_dir", damaged, "--resume").returncode == 0
     assert not differences(damaged, reference)
 
 
 def test_a_tracker_that_fails_under_way_does_not_end_the_run(
-    server, work, reference, tmp_path, scale, tally
+    work, reference, tmp_path, scale, tally
 ):
     faults = [{"log": "if step == 3: " + REFUSED}, {"finish": REFUSED}, {"log": "values['gone']"}]
     for number, fault in enumerate(faults[:: scale(3, 1, 1)]):
         run = tmp_path / f"run{number}"
         arguments = ["--save_dir", run, "--tracker", "wandb"]
-        result = server.train(work, *arguments, first=wandb(**fault))
+        result = train(work, *arguments, first=wandb(**fault))
         assert result.returncode == 0, result.errors
         assert "the tracker wandb failed" in result.errors and METRICS in result.errors
         assert not differences(run, reference)
@@ -573,7 +565,7 @@ def reward(fault: str, when: str = "True") -> str:
     "when", [pytest.param("calls == 6", id="update"), pytest.param("calls >= 4", id="evaluation")]
 )
 def test_a_reward_that_fails_is_named_and_nothing_is_lost(
-    server, work, reference, tmp_path, scale, tally, fault, message, when
+    work, reference, tmp_path, scale, tally, fault, message, when
 ):
     """No checkpoint was due: the run leaves one of its last good update."""
     in_evaluation = when == "calls >= 4"
@@ -583,20 +575,20 @@ def test_a_reward_that_fails_is_named_and_nothing_is_lost(
         pytest.skip("levels short and long")
     run = tmp_path / "run"
     arguments = ["--save_dir", run, "--save_every", "1000"]
-    result = server.train(work, *arguments, first=reward(fault, when))
+    result = train(work, *arguments, first=reward(fault, when))
     assert result.returncode == 2 and message in result.message, result.errors
     assert "--resume goes on from" in result.message and step(run) == 2
-    assert server.train(work, *arguments, "--resume").returncode == 0
+    assert train(work, *arguments, "--resume").returncode == 0
     found = differences(run, reference, same_files=False)
     place = "an evaluation" if in_evaluation else "an update"
     tally(f"a reward fails in {place}").count("named, resumed to the same bits", lost=bool(found))
     assert not found
 
 
-def test_batches_without_a_number_are_left_out_and_counted(server, work, tmp_path, tally):
+def test_batches_without_a_number_are_left_out_and_counted(work, tmp_path, tally):
     run = tmp_path / "run"
     arguments = ["--save_dir", run, "--log_every", "0"]
-    result = server.train(work, *arguments, first=reward(NAN, "calls == 3"))
+    result = train(work, *arguments, first=reward(NAN, "calls == 3"))
     assert result.returncode == 0, result.errors
     rows = record(run)
     assert [float(row["skipped"]) > 0 for row in rows] == [False, False, True, True]
@@ -606,23 +598,23 @@ def test_batches_without_a_number_are_left_out_and_counted(server, work, tmp_pat
     tally("a reward gives NaN now and then").count("left out and counted")
 
 
-def test_an_evaluation_without_a_number_is_not_the_best(server, work, reference, tmp_path, tally):
+def test_an_evaluation_without_a_number_is_not_the_best(work, reference, tmp_path, tally):
     run = tmp_path / "run"
-    result = server.train(work, "--save_dir", run, first=reward(NAN, "calls == 4"))
+    result = train(work, "--save_dir", run, first=reward(NAN, "calls == 4"))
     assert result.returncode == 0, result.errors
     assert load_adapter(run / "best.safetensors").metadata.training_steps == 4
     tally("a reward gives NaN in an evaluation").count("not taken for the best")
 
 
-def test_a_run_that_only_gets_nan_ends(server, work, tmp_path, tally):
+def test_a_run_that_only_gets_nan_ends(work, tmp_path, tally):
     run = tmp_path / "run"
     arguments = ["--save_dir", run, "--steps", "14", "--log_every", "0", "--save_every", "1000"]
     fewer = "import hypernoise.training.trainer as trainer; trainer.MAX_SKIPPED = 8\n"
-    result = server.train(work, *arguments, first=fewer + reward(NAN, "calls > 2"))
+    result = train(work, *arguments, first=fewer + reward(NAN, "calls > 2"))
     assert result.returncode == 2 and "scores of redness are no numbers" in result.message
     assert step(run) == 10 and "--resume goes on" in result.message
     assert state(run)["skipped"] >= 8
-    result = server.train(work, *arguments, "--resume", first=fewer)
+    result = train(work, *arguments, "--resume", first=fewer)
     assert result.returncode == 0, result.errors
     tally("a reward gives only NaN").count("ended with a message, resumed")
 
@@ -630,48 +622,41 @@ def test_a_run_that_only_gets_nan_ends(server, work, tmp_path, tally):
 # Processes
 
 
-def start_two(server: RunServer, work: Path, *arguments: object, first: str = "") -> list[Started]:
+def start_two(work: Path, *arguments: object, first: str = "") -> list[Started]:
     """Two processes of one run, without a launcher."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    return [server.start(work, *arguments, first=first, **rank) for rank in ranks]
+    return [start(work, *arguments, first=first, **place) for place in warm.places(2)]
 
 
 @pytest.fixture(scope="module")
-def reference_of_two(server, work) -> Path:
-    ended = [p.wait() for p in start_two(server, work, "--save_dir", "two")]
+def reference_of_two(work) -> Path:
+    ended = [p.wait() for p in start_two(work, "--save_dir", "two")]
     assert [result.returncode for result in ended] == [0, 0], ended[0].errors
     return work / "two"
 
 
 @pytest.mark.parametrize("dies", [0, 1])
 def test_a_process_that_dies_ends_the_run_of_the_other(
-    server, work, reference_of_two, tmp_path, scale, tally, dies
+    work, reference_of_two, tmp_path, scale, tally, dies
 ):
     if not scale(dies, 1, 1):
         pytest.skip("levels short and long")
     run = tmp_path / "run"
-    ranks = start_two(server, work, "--save_dir", run, first=SLOW)
+    ranks = start_two(work, "--save_dir", run, first=SLOW)
     ranks[dies].wait_until(lambda: step(run) >= 2)
     ranks[dies].send(signal.SIGKILL)
     _assert_other_ends(ranks, dies)
-    _assert_two_go_on(server, work, run, reference_of_two)
+    _assert_two_go_on(work, run, reference_of_two)
     tally("one of two processes is killed").count("the other ended, resumed to the same bits")
 
 
-def test_a_process_that_hangs_ends_the_run_of_the_other(
-    server, work, reference_of_two, tmp_path, tally
-):
+def test_a_process_that_hangs_ends_the_run_of_the_other(work, reference_of_two, tmp_path, tally):
     """In minutes, which are seconds here."""
     first = (
         "import datetime, hypernoise.training.processes as processes\n"
         "processes.IN_TRAINING = datetime.timedelta(seconds=5)\n"
     )
     run = tmp_path / "run"
-    ranks = start_two(server, work, "--save_dir", run, first=first + SLOW)
+    ranks = start_two(work, "--save_dir", run, first=first + SLOW)
     ranks[0].wait_until(lambda: step(run) >= 2)
     ranks[1].send(signal.SIGSTOP)
     try:
@@ -679,7 +664,7 @@ def test_a_process_that_hangs_ends_the_run_of_the_other(
     finally:
         ranks[1].send(signal.SIGKILL)
         ranks[1].wait()
-    _assert_two_go_on(server, work, run, reference_of_two)
+    _assert_two_go_on(work, run, reference_of_two)
     tally("one of two processes hangs").count("the other ended, resumed to the same bits")
 
 
@@ -690,9 +675,9 @@ def _assert_other_ends(ranks: list[Started], lost: int) -> None:
     assert "--resume goes on" in result.message
 
 
-def _assert_two_go_on(server: RunServer, work: Path, run: Path, reference: Path) -> None:
+def _assert_two_go_on(work: Path, run: Path, reference: Path) -> None:
     assert_whole(run)
-    ended = [p.wait() for p in start_two(server, work, "--save_dir", run, "--resume")]
+    ended = [p.wait() for p in start_two(work, "--save_dir", run, "--resume")]
     assert [result.returncode for result in ended] == [0, 0], ended[0].errors
     assert not differences(run, reference)
 
@@ -700,16 +685,16 @@ def _assert_two_go_on(server: RunServer, work: Path, run: Path, reference: Path)
 @linux
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_below_torchrun(
-    server, work, reference_of_two, tmp_path, scale, tally
+    work, reference_of_two, tmp_path, scale, tally
 ):
     if not scale(0, 1, 1):
         pytest.skip("takes half a minute: levels short and long")
     run, slow = tmp_path / "run", tmp_path / "slow.py"
     slow.write_text(f"{LIGHT}{SLOW}from hypernoise.training.cli import main; main()")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(slow)]
-    train = ["train", "--config", "config.toml", "--save_dir", str(run)]
+    arguments = ["train", "--config", "config.toml", "--save_dir", str(run)]
     process = subprocess.Popen(
-        [sys.executable, *launcher, *train],
+        [sys.executable, *launcher, *arguments],
         cwd=work,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -724,7 +709,7 @@ def test_a_process_that_dies_ends_the_run_below_torchrun(
     _, errors = process.communicate(timeout=60)
     assert process.returncode
     assert "another process of this run has died or hangs" in errors
-    _assert_two_go_on(server, work, run, reference_of_two)
+    _assert_two_go_on(work, run, reference_of_two)
     tally("one of two processes is killed").count("the other ended, resumed to the same bits")
 
 
@@ -791,7 +776,7 @@ CHECKPOINTS = {
 }
 
 
-def test_a_damaged_checkpoint_is_named(server, work, reference, damaged, tmp_path, scale, tally):
+def test_a_damaged_checkpoint_is_named(work, reference, damaged, tmp_path, scale, tally):
     counts = tally("a damaged checkpoint, or one that runs code")
     marker, path = tmp_path / "ran", newest(damaged)
     whole = path.read_bytes()
@@ -799,68 +784,66 @@ def test_a_damaged_checkpoint_is_named(server, work, reference, damaged, tmp_pat
         path.write_bytes(whole)
         CHECKPOINTS[name](path, marker)
         before = contents(damaged)
-        result = server.train(work, "--save_dir", damaged, "--resume")
+        result = train(work, "--save_dir", damaged, "--resume")
         assert not marker.exists(), f"{name}: code in the checkpoint was run"
         assert result.returncode == 2 and str(path) in result.message, f"{name}: {result.errors}"
         assert "Delete it to resume from the one before it" in result.message, name
         assert contents(damaged) == before, name
         counts.count("named, nothing changed")
     path.unlink()
-    assert server.train(work, "--save_dir", damaged, "--resume").returncode == 0
+    assert train(work, "--save_dir", damaged, "--resume").returncode == 0
     assert not differences(damaged, reference)
     tally("the newest checkpoint is deleted").count("resumed from the one before to the same bits")
 
 
-def test_a_damaged_line_of_metrics_is_named(server, work, reference, damaged, scale, tally):
+def test_a_damaged_line_of_metrics_is_named(work, reference, damaged, scale, tally):
     """In the middle; a last line that a crash cut short is none."""
     file = damaged / METRICS
     lines = file.read_text().splitlines(keepends=True)
     bad = ['{"step": 2, "ki', "[]", '{"step": "2", "kind": "train"}', "\xff\xfe", "null"]
     for line in bad[:: scale(2, 1, 1)]:
         file.write_text("".join([*lines[:2], line + "\n", *lines[2:]]), encoding="latin-1")
-        result = server.train(work, "--save_dir", damaged, "--resume")
+        result = train(work, "--save_dir", damaged, "--resume")
         assert result.returncode == 2, f"{line}: {result.errors}"
         assert f"line 3 of {file} is damaged" in result.message
         assert "delete that line" in result.message
         tally("a damaged line of metrics.jsonl").count("named")
     file.write_text("".join(lines) + '{"step": 3, "kin')
-    assert server.train(work, "--save_dir", damaged, "--resume").returncode == 0
+    assert train(work, "--save_dir", damaged, "--resume").returncode == 0
     assert not differences(damaged, reference)
     tally("half a line at the end of metrics.jsonl").count("resumed without it")
 
 
-def test_what_a_run_can_write_anew_it_does(server, work, reference, damaged, tally):
+def test_what_a_run_can_write_anew_it_does(work, reference, damaged, tally):
     counts = tally("config.toml, the adapter or the report of a run are damaged or gone")
     (damaged / "config.toml").write_bytes(random.Random(0).randbytes(500))
     (damaged / "hypernoise.safetensors").write_bytes(b"garbage")
     (damaged / "report.html").unlink()
     shutil.rmtree(damaged / "evaluations")
-    result = server.train(work, "--save_dir", damaged, "--resume")
+    result = train(work, "--save_dir", damaged, "--resume")
     assert result.returncode == 0, result.errors
     assert [d for d in differences(damaged, reference) if "files" not in d] == []
     counts.count("written anew", 4)
 
 
-def test_a_config_that_is_garbage_is_named(server, work, damaged, tally):
+def test_a_config_that_is_garbage_is_named(work, damaged, tally):
     (damaged / "config.toml").write_bytes(random.Random(0).randbytes(500))
     config = str(damaged / "config.toml")
-    result = server.train(work, "--config", config, "--save_dir", damaged, "--resume")
+    result = train(work, "--config", config, "--save_dir", damaged, "--resume")
     assert result.returncode == 2 and f"{config} is no TOML file" in result.message
     tally("a config that is garbage").count("named")
 
 
-def test_a_best_adapter_that_is_gone_is_said(server, work, reference, damaged, tally):
+def test_a_best_adapter_that_is_gone_is_said(work, reference, damaged, tally):
     (damaged / "best.safetensors").unlink()
-    result = server.train(work, "--save_dir", damaged, "--resume")
+    result = train(work, "--save_dir", damaged, "--resume")
     assert result.returncode == 0, result.errors
     assert "best.safetensors is gone" in result.errors
     assert (damaged / "best.safetensors").is_file()
     tally("best.safetensors is gone").count("said, written at the next evaluation")
 
 
-def test_a_damaged_shard_of_the_cache_is_named(
-    server, work, reference, damaged, tmp_path, scale, tally
-):
+def test_a_damaged_shard_of_the_cache_is_named(work, reference, damaged, tmp_path, scale, tally):
     cache = tmp_path / "cache"
     shutil.copytree(work / "cache", cache)
     (shard, *_) = sorted(cache.rglob("*.safetensors"))
@@ -871,12 +854,12 @@ def test_a_damaged_shard_of_the_cache_is_named(
     bad = [content[: len(content) // 2], b"", garbage, len(header).to_bytes(8, "little") + header]
     for damage in bad[:: scale(2, 1, 1)]:
         shard.write_bytes(damage)
-        result = server.train(work, *arguments)
+        result = train(work, *arguments)
         assert result.returncode == 2 and str(shard) in result.message
         assert "delete it, and its prompts are encoded again" in result.message
         tally("a damaged file of the cache").count("named")
     shard.unlink()
-    assert server.train(work, *arguments).returncode == 0
+    assert train(work, *arguments).returncode == 0
     assert not differences(damaged, reference)
 
 

@@ -3,9 +3,10 @@
 import csv
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +15,14 @@ import torch
 from PIL import Image
 
 from hypernoise.hypernoise_core.rewards import load_rewards
+from hypernoise.tests import warm
+from hypernoise.tests.warm import hypernoise as run
 from hypernoise.training.commands.score import read_prompts, score_folder
 from hypernoise.training.image_files import find_images, read_image
 
-COMMAND = "from hypernoise.training.cli import main; main()"
 REWARDS = ["--rewards", "tiny-preference,redness=2"]
 COLUMNS = ["image", "prompt", "tiny-preference", "redness", "total", "identity"]
 SCORER = {"precision": "float32"}
-
-
-def run(
-    *arguments: str, launcher: tuple[str, ...] = ("-c", COMMAND)
-) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )
 
 
 def write_images(folder: Path, count: int = 7) -> dict[str, str]:
@@ -92,8 +83,7 @@ def test_several_processes_write_the_same_table(images, prompts, tmp_path):
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     common = ["score", str(images), "--prompts", str(prompts), *REWARDS]
     assert run(*common, "--csv", str(one)).returncode == 0
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    result = run("-m", "hypernoise.training.cli", *common, "--csv", str(two), launcher=launcher)
+    result = run(*common, "--csv", str(two), processes=2)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(str(two)) == 2  # each process says it
     rows = [read_table(path) for path in (one, two)]
@@ -102,24 +92,30 @@ def test_several_processes_write_the_same_table(images, prompts, tmp_path):
     np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-5)
 
 
-def start_and_hold(table: Path, ends: str) -> subprocess.Popen:
-    """A process that holds a table's lock when this returns, until a line comes or it is killed."""
+def start_and_hold(table: Path, ends: str = "signal.sigwait([signal.SIGTERM])") -> warm.Process:
+    """A process that holds a table's lock when this returns, until SIGTERM comes."""
     holding = (
-        "import sys\nfrom pathlib import Path\nfrom accelerate import PartialState\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom accelerate import PartialState\n"
         "from hypernoise.training.commands.score import _locked\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
         "with _locked(Path(sys.argv[1]), PartialState()):\n"
         f"    print('held', flush=True)\n    {ends}\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", holding, table], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout.readline() == b"held\n"
+    process = warm.start(holding, table)
+    while process.stdout != "held\n":
+        assert process.poll() in (None, -signal.SIGKILL), process.stderr
+        time.sleep(0.01)
     return process
+
+
+def end(process: warm.Process) -> None:
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0, process.stderr
 
 
 def test_a_second_run_on_a_table_is_refused_until_the_first_ends(images, prompts, tmp_path):
     table, rewards = tmp_path / "out" / "out.csv", load_rewards({"redness": 1.0})
-    first = start_and_hold(table, "sys.stdin.read()")
+    first = start_and_hold(table)
     before = list(table.parent.iterdir())
     linked = tmp_path / "linked.csv"
     linked.symlink_to(table)
@@ -127,7 +123,7 @@ def test_a_second_run_on_a_table_is_refused_until_the_first_ends(images, prompts
         with pytest.raises(ValueError, match=f"{table}: another run is writing it; wait for it"):
             score_folder(images, prompts, rewards, name, 4, SCORER)
     assert list(table.parent.iterdir()) == before
-    first.communicate(b"")
+    end(first)
     assert list(table.parent.iterdir()) == []
     score_folder(images, prompts, rewards, linked, 4, SCORER)
     assert list(table.parent.iterdir()) == [table] and linked.is_symlink()
@@ -135,7 +131,7 @@ def test_a_second_run_on_a_table_is_refused_until_the_first_ends(images, prompts
 
 def test_a_killed_run_leaves_the_table_to_the_next(images, prompts, tmp_path):
     table = tmp_path / "out" / "out.csv"
-    start_and_hold(table, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)").wait()
+    start_and_hold(table, "os.kill(os.getpid(), signal.SIGKILL)").wait()
     assert list(table.parent.iterdir())
     score_folder(images, prompts, load_rewards({"redness": 1.0}), table, 4, SCORER)
     assert [path.name for path in table.parent.iterdir()] == ["out.csv"]
@@ -192,23 +188,13 @@ score_folder(images, prompts, load_rewards({"redness": 1.0}), table, 4, {})
 def test_all_processes_of_a_refused_run_say_so(images, prompts, tmp_path):
     """Those that do not hold the lock would wait for the one that did not get it."""
     table = tmp_path / "out" / "out.csv"
-    first = start_and_hold(table, "sys.stdin.read()")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, images, prompts, table],
-            stderr=subprocess.PIPE,
-            env={**place, "RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in "01"
-    ]
+    first = start_and_hold(table)
+    both = warm.start_all(2, _PROCESS, images, prompts, table)
     for process in both:
-        assert b"ValueError" in (error := process.communicate()[1]), error
-        assert f"{table}: another run is writing it".encode() in error
-    first.communicate(b"")
+        assert process.wait() == 1
+        assert "ValueError" in process.stderr, process.stderr
+        assert f"{table}: another run is writing it" in process.stderr
+    end(first)
     assert list(table.parent.iterdir()) == []
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from hypernoise.hypernoise_core.adapter import load_adapter
+from hypernoise.tests import warm
 from hypernoise.training.arguments import read_config
 from hypernoise.training.checkpoints import Checkpoints
 from hypernoise.training.commands import train as run
@@ -73,46 +74,27 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def command(*arguments: str, processes: int = 1) -> list[str]:
-    run = [sys.executable, "-c", "from hypernoise.training.cli import main; main()"]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-        run = [sys.executable, *launcher, str(processes), "-m", "hypernoise.training.cli"]
-    return [*run, "train", "--config", "config.toml", *arguments]
+TRAIN = ("train", "--config", "config.toml")
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+def train(folder: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
+    return warm.hypernoise(*TRAIN, *arguments, cwd=folder, **options)
 
 
-def train(folder: Path, *arguments: str, processes: int = 1, **options):
+def train_below_torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Two processes, as people start them."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
-        command(*arguments, processes=processes),
+        [sys.executable, *launcher, "-m", "hypernoise.training.cli", *TRAIN, *arguments],
         cwd=folder,
-        env=environment(),
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        **options,
     )
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(*arguments),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_checkpoint(run: Path, process: subprocess.Popen, step: int) -> None:
-    while not any(
-        int(path.stem[5:]) >= step for path in Checkpoints(run / "checkpoints", 1).paths()
-    ):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
+def start(folder: Path, *arguments: str) -> warm.Process:
+    return warm.start(warm.HYPERNOISE, *TRAIN, *arguments, cwd=folder)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -215,11 +197,11 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(uninterrupted, folder, num
     settings = ["--save_dir", number.name, "--log_every", "0"]
     process = start(folder, *settings, "--save_every", "1000")
     while not (run / "metrics.jsonl").is_file() or not read(run):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.stderr
         time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == 128 + number
+    assert process.wait() == 128 + number
+    errors = process.stderr
     assert f"stopped by {number.name}" in errors and "Traceback" not in errors
     step = Checkpoints(run / "checkpoints", 1).load_newest()["step"]
     assert 1 <= step < 8 and read(run)[-1]["step"] == step
@@ -230,12 +212,21 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(uninterrupted, folder, num
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [[], ["--shard"], ["--shard", "--use_checkpoint", "--log_every", "0"]]
+    ("options", "of_torchrun"),
+    [
+        ([], True),
+        (["--shard"], False),
+        (["--shard", "--use_checkpoint", "--log_every", "0"], False),
+    ],
 )
-def test_two_processes_train_as_one(uninterrupted, folder, options):
+def test_two_processes_train_as_one(uninterrupted, folder, options, of_torchrun):
     """Batches of 4 images and of one over 2 processes, per-image clipping and all."""
     name = "two" + "".join(options)
-    result = train(folder, "--save_dir", name, *options, processes=2)
+    settings = ["--save_dir", name, *options]
+    if of_torchrun:
+        result = train_below_torchrun(folder, *settings)
+    else:
+        result = train(folder, *settings, processes=2)
     assert result.returncode == 0, result.stderr
     alone, together = (
         [line for line in read(folder / run) if line["kind"] == "train"]

@@ -2,8 +2,6 @@
 
 import math
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import huggingface_hub
@@ -17,6 +15,7 @@ from hypernoise.hypernoise_core.generator_lora import GeneratorLora
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
 from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
+from hypernoise.tests import warm
 from hypernoise.tests.rewards import stand_ins
 from hypernoise.training.pipelines import ASSETS, load_pipeline
 from hypernoise.training.tiny_world.captions import captions_by_category, parse_caption
@@ -244,8 +243,7 @@ def test_an_evaluation_takes_a_seed_for_each_prompt(held_out):
 @pytest.mark.slow
 def test_processes_that_share_the_work_get_the_result_of_one(tmp_path, adapter):
     """Five prompts on two processes: one prompt has to be made twice."""
-    script = tmp_path / "run.py"
-    script.write_text(
+    code = (
         "import json, sys\n"
         "from pathlib import Path\n"
         "import torch\n"
@@ -259,13 +257,7 @@ def test_processes_that_share_the_work_get_the_result_of_one(tmp_path, adapter):
         "out = Path(sys.argv[1]) / f'{accelerator.process_index}.pt'\n"
         "torch.save([evaluation.metrics(), evaluation.rows, evaluation.noise_rows], out)\n"
     )
-    # accelerate's own launcher starts several processes on CPUs through MPI alone.
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    result = subprocess.run(
-        [sys.executable, *launcher, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-    )
+    result = warm.run(code, tmp_path, processes=2)
     assert result.returncode == 0, result.stderr
     one = make_held_out(5, viz_noise=True).measure(adapter)
     for process in range(2):
