@@ -30,7 +30,7 @@ from hypernoise.hypernoise_core.text import check_prompts, printable
 from hypernoise.tests.rewards import stand_ins
 from hypernoise.tests.trust.generated import examples
 from hypernoise.tests.warm import hypernoise
-from hypernoise.training.commands import generate as inference
+from hypernoise.training import prompt_files
 from hypernoise.training.commands.score import read_prompts
 from hypernoise.training.pipelines import EMBEDDED, load_pipeline
 from hypernoise.training.prompt_files import read_file
@@ -410,13 +410,13 @@ def test_prompts_of_hypernoise_generate_are_read_like_others(tmp_path, tally):
     (tmp_path / "p.txt").write_bytes(
         b"\xef\xbb\xbfa red circle\r\n\r\n\x1b[31mtwo\xc2\x85three\r\n"
     )
-    assert inference.read_prompts(("first",), tmp_path / "p.txt") == [
+    assert prompt_files.read_prompts(("first",), tmp_path / "p.txt") == [
         "first", "a red circle", "[31mtwo three",
     ]  # fmt: skip
     for name, content in (("a.txt", b"a\n\xff"), ("b.txt", "a".encode("utf-16"))):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"{name}, line \d: this is not UTF-8"):
-            inference.read_prompts((), tmp_path / name)
+            prompt_files.read_prompts((), tmp_path / name)
         tally("odd prompt files").count("refused")
 
 
