@@ -18,7 +18,7 @@ from torch import Tensor
 from .atomic_file import write_atomically
 from .families import FAMILIES, Family, family_of_adapter, get_family, looks_like
 from .hypernetwork import NoiseHypernetwork
-from .lora import LoraBranch
+from .lora_branch import LoraBranch
 from .metadata import (
     AdapterError,
     AdapterMetadata,

@@ -18,8 +18,9 @@ from .adapter import find_weights, load_adapter, read_header
 from .atomic_file import write_atomically
 from .families import Family, get_family
 from .hypernetwork import NoiseHypernetwork
-from .lora import LoraBranch, attach, own_targets
+from .lora import attach, own_targets
 from .lora_adapter import LoraAdapter, initial_branches
+from .lora_branch import LoraBranch
 from .metadata import (
     GENERATOR_LORA,
     AdapterError,

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .families import Conditioning, Family, get_family
-from .lora import LoraBranch, LoraTarget, attach, own_targets
+from .lora import attach, own_targets
 from .lora_adapter import LoraAdapter, initial_branches
+from .lora_branch import LoraBranch, LoraTarget
 from .metadata import AdapterError, AdapterMetadata
 
 _SEEDS = (-(2**63), 2**64 - 1)  # what torch takes

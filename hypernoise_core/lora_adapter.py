@@ -8,15 +8,8 @@ import torch
 from torch import nn
 
 from .families import Family, family_of_adapter, looks_like
-from .lora import (
-    LoraBranch,
-    LoraTarget,
-    adaptable_layers,
-    misfit,
-    modules_by_name,
-    new_branch,
-    own_targets,
-)
+from .lora import adaptable_layers, misfit, modules_by_name, new_branch, own_targets
+from .lora_branch import LoraBranch, LoraTarget
 from .metadata import AdapterError, AdapterMetadata
 
 SHOWN_MISFITS = 8

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .layer_pattern import FORMS, LayerPattern, PatternError
-from .lora import LoraBranch
+from .lora_branch import LoraBranch
 from .metadata import AdapterError, AdapterMetadata, check_alpha
 from .strict_json import parse_object
 from .text_file import read_text

@@ -24,7 +24,7 @@ from comfy.patcher_extension import WrappersMP
 from ..hypernoise_core.adapter import AdapterError
 from ..hypernoise_core.execution import turn_of
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
-from ..hypernoise_core.lora import LoraTarget
+from ..hypernoise_core.lora_branch import LoraTarget
 from . import less_memory
 from .delta_cache import DeltaCache, UncacheableError, digest
 from .layer_names import layer_targets, output_sign

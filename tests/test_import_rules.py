@@ -133,6 +133,51 @@ FILES = [
 ]
 
 
+def imported_files(path: str, files: dict[str, str]) -> set[str]:
+    """Those of the files that one of them imports, in functions and for types alone as well."""
+    found = set()
+    for node in ast.walk(ast.parse(files[path])):
+        if not (isinstance(node, ast.ImportFrom) and node.level):
+            continue
+        base = path.split("/")[: -node.level] + (node.module.split(".") if node.module else [])
+        for alias in node.names:
+            candidates = [
+                "/".join([*base, alias.name]),
+                "/".join(base),
+            ]  # a module, or a name in it
+            paths = [name + end for name in candidates for end in (".py", "/__init__.py")]
+            found |= set([known for known in paths if known in files][:1])
+    return found - {path}
+
+
+def files_in_cycles(files: dict[str, str]) -> set[str]:
+    """Files that import each other, directly or through others, by path and source."""
+    imports = {path: imported_files(path, files) for path in files}
+    while True:
+        imported = set().union(*imports.values())
+        free = {path for path, needed in imports.items() if not needed or path not in imported}
+        if not free:
+            return set(imports)
+        imports = {path: needed - free for path, needed in imports.items() if path not in free}
+
+
+def test_no_modules_import_each_other():
+    files = {path: (ROOT / path).read_text(encoding="utf-8") for path in FILES}
+    assert files_in_cycles(files) == set()
+
+
+def test_cycles_are_found():
+    files = {
+        "a/one.py": "from .two import x",
+        "a/two.py": "def f():\n    from ..b import three",
+        "b/three.py": "if TYPE_CHECKING:\n    from ..a.one import y",
+        "b/four.py": "from . import three",
+        "b/__init__.py": "from .five import z",
+        "b/five.py": "from . import four",
+    }
+    assert files_in_cycles(files) == {"a/one.py", "a/two.py", "b/three.py"}
+
+
 @pytest.mark.parametrize("path", FILES)
 def test_imports_follow_the_layers(path):
     assert list(complaints(path, (ROOT / path).read_text(encoding="utf-8"))) == []

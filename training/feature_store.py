@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from ..hypernoise_core.atomic_file import remove_halves, write_atomically
+from ..hypernoise_core.atomic_file import remove_temporary_files, write_atomically
 from ..hypernoise_core.families import family_of_pipeline
 from ..hypernoise_core.generate import join_batches
 from ..hypernoise_core.rewards import Ensemble
@@ -54,7 +54,7 @@ class FeatureStore:
         self.folder, self.shard_bytes = folder, shard_bytes
         self._opened: set[str] = set()
         self._places: dict[str, tuple[TensorRows, int]] = {}  # a shard and the row in it
-        remove_halves(folder, older_than=_DAY)
+        remove_temporary_files(folder, older_than=_DAY)
         self.refresh()
 
     def refresh(self) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ...hypernoise_core.adapter import find_weights, save_adapter
 from ...hypernoise_core.generator_lora import GeneratorLora, load_either, save_generator_lora
-from ...hypernoise_core.lora import LoraBranch
 from ...hypernoise_core.lora_adapter import LoraAdapter
+from ...hypernoise_core.lora_branch import LoraBranch
 from ...hypernoise_core.tensor_file import is_safetensors
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

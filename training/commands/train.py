@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from ...hypernoise_core.adapter import save_adapter
-from ...hypernoise_core.atomic_file import remove_halves, write_atomically
+from ...hypernoise_core.atomic_file import remove_temporary_files, write_atomically
 from ...hypernoise_core.divergence import kl_terms, lipschitz_estimate
 from ...hypernoise_core.generator_lora import save_generator_lora
 from ...hypernoise_core.hypernetwork import sample_noise
@@ -145,7 +145,7 @@ class Run:
 
     def _open_log(self) -> MetricsLog:
         for folder in (self.folder, self.checkpoints.folder, self.folder / PICTURES):
-            remove_halves(folder)
+            remove_temporary_files(folder)
         write_atomically(self.folder / CONFIG, to_toml(self.config).encode())
         goes_on = (self.folder / METRICS).is_file()
         log = MetricsLog(self.folder, self.config.tracker, asdict(self.config))

@@ -12,7 +12,7 @@ from hypernoise.hypernoise_core.generator_lora import (
     load_generator_lora,
     save_generator_lora,
 )
-from hypernoise.hypernoise_core.lora import LoraBranch
+from hypernoise.hypernoise_core.lora_branch import LoraBranch
 from hypernoise.tests.core.conftest import build_tiny
 from hypernoise.training.commands.export import DTYPES, export_adapter, reduce_rank, weight_error
 
