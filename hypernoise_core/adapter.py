@@ -16,28 +16,17 @@ import torch
 from torch import Tensor
 
 from .atomic_file import write_atomically
+from .errors import AdapterError, TensorFileError
 from .families import FAMILIES, Family, family_of_adapter, get_family, looks_like
 from .hypernetwork import NoiseHypernetwork
 from .lora_branch import LoraBranch
-from .metadata import (
-    AdapterError,
-    AdapterMetadata,
-    check_alpha,
-    is_generator_lora,
-    is_hypernoise_header,
-)
+from .metadata import AdapterMetadata, check_alpha, is_generator_lora, is_hypernoise_header
 from .module_names import LayerWeights, name_some, parse_weights, plain_name, whose_names
 from .peft_config import CONFIG_NAME, PeftConfig, config_for
 from .strict_json import parse_object
-from .tensor_file import (
-    TensorFileError,
-    is_safetensors,
-    open_safetensors,
-    read_tensors,
-    to_safetensors,
-)
+from .tensor_file import is_safetensors, open_safetensors, read_tensors, to_safetensors
 
-__all__ = ["AdapterError", "AdapterMetadata", "load_adapter", "read_metadata", "save_adapter"]
+__all__ = ["AdapterMetadata", "load_adapter", "read_metadata", "save_adapter"]
 
 WEIGHT_NAMES = (
     "adapter_model.safetensors",  # peft's

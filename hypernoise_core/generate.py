@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import AdapterError
 from .execution import turn_of
 from .families import Conditioning, Family, family_of_pipeline
 from .hypernetwork import (
@@ -19,7 +20,6 @@ from .hypernetwork import (
     predict_delta,
     seed_generators,
 )
-from .metadata import AdapterError
 from .text import check_prompts
 
 

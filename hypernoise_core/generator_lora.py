@@ -16,20 +16,15 @@ from torch import Tensor, nn
 
 from .adapter import find_weights, load_adapter, read_header
 from .atomic_file import write_atomically
+from .errors import AdapterError, TensorFileError
 from .families import Family, get_family
 from .hypernetwork import NoiseHypernetwork
 from .lora import attach, own_targets
 from .lora_adapter import LoraAdapter, initial_branches
 from .lora_branch import LoraBranch
-from .metadata import (
-    GENERATOR_LORA,
-    AdapterError,
-    AdapterMetadata,
-    is_generator_lora,
-    is_hypernoise_header,
-)
+from .metadata import GENERATOR_LORA, AdapterMetadata, is_generator_lora, is_hypernoise_header
 from .module_names import parse_weights
-from .tensor_file import TensorFileError, is_safetensors, read_tensors, to_safetensors
+from .tensor_file import is_safetensors, read_tensors, to_safetensors
 
 COMFYUI_PREFIX = "diffusion_model."  # before ComfyUI's own names of a network's layers
 

@@ -12,11 +12,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from .errors import AdapterError
 from .families import Conditioning, Family, get_family
 from .lora import attach, own_targets
 from .lora_adapter import LoraAdapter, initial_branches
 from .lora_branch import LoraBranch, LoraTarget
-from .metadata import AdapterError, AdapterMetadata
+from .metadata import AdapterMetadata
 
 _SEEDS = (-(2**63), 2**64 - 1)  # what torch takes
 

@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .errors import PatternError
+
 FORMS = r"names, \. . \d \w [0-9] with * + or ? behind one of these, (a|b), (a)?, ^ and $"
 """What a pattern may be made of, for error messages."""
 DEEPEST = 20
@@ -34,10 +36,6 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-
-
-class PatternError(ValueError):
-    """A pattern that is not of the grammar."""
 
 
 @dataclass(frozen=True)

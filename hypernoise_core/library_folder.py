@@ -24,6 +24,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from .errors import LibraryFolderError
 from .strict_json import parse_object
 from .tensor_file import open_safetensors
 from .text_file import read_text
@@ -68,10 +69,6 @@ _WEIGHTS = re.compile(
     r"(?:(?:\.(?P<one>\w+))?\.safetensors|\.safetensors\.index(?:\.(?P<shards>\w+))?\.json)"
 )
 """What the libraries look for: weights in one file, or the index of their parts."""
-
-
-class LibraryFolderError(ValueError):
-    """A folder that would run code, read files outside of itself, or build what has no weights."""
 
 
 def check_pipeline(folder: Path, parts: Sequence[str] | None = None) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from .errors import AdapterError
 from .families import Family, family_of_adapter, looks_like
 from .lora import adaptable_layers, misfit, modules_by_name, new_branch, own_targets
 from .lora_branch import LoraBranch, LoraTarget
-from .metadata import AdapterError, AdapterMetadata
+from .metadata import AdapterMetadata
 
 SHOWN_MISFITS = 8
 

@@ -1,4 +1,4 @@
-"""What an adapter says about itself, and the error of every adapter that cannot be used."""
+"""What an adapter says about itself."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .errors import AdapterError
 from .strict_json import parse_object
 
 FORMAT_VERSION = 1
 GENERATOR_LORA = {"kind": "generator_lora"}
 """What the header of a LoRA on the generator itself says beside the metadata."""
-
-
-class AdapterError(ValueError):
-    """An adapter file that cannot be read, or an adapter that does not fit the network."""
 
 
 @dataclass(frozen=True, kw_only=True)

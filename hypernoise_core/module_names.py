@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .metadata import AdapterError, check_alpha
+from .errors import AdapterError
+from .metadata import check_alpha
 
 PREFIXES = (
     "base_model.model.",  # peft

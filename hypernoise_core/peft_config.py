@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .layer_pattern import FORMS, LayerPattern, PatternError
+from .errors import AdapterError, PatternError
+from .layer_pattern import FORMS, LayerPattern
 from .lora_branch import LoraBranch
-from .metadata import AdapterError, AdapterMetadata, check_alpha
+from .metadata import AdapterMetadata, check_alpha
 from .strict_json import parse_object
 from .text_file import read_text
 

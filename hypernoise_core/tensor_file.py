@@ -16,18 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .pickled_file import MAX_TENSORS, TensorFileError, read_pickled
+from .errors import TensorFileError
+from .pickled_file import MAX_TENSORS, read_pickled
 from .strict_json import parse_object
-
-__all__ = [
-    "TensorFileError",
-    "TensorRows",
-    "is_safetensors",
-    "load_strictly",
-    "open_safetensors",
-    "read_tensors",
-    "to_safetensors",
-]
 
 MAX_HEADER = 8 << 20
 """Bytes of a .safetensors header; that of an adapter for FLUX has 0.2 MB."""

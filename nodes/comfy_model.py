@@ -21,7 +21,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..hypernoise_core.adapter import AdapterError
+from ..hypernoise_core.errors import AdapterError
 from ..hypernoise_core.execution import turn_of
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
 from ..hypernoise_core.lora_branch import LoraTarget

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..hypernoise_core.errors import TensorFileError
 from ..hypernoise_core.rewards import (
     REWARDS,
     Ensemble,
@@ -20,7 +21,6 @@ from ..hypernoise_core.rewards import (
     score_in_batches,
 )
 from ..hypernoise_core.rewards.reward import check_size
-from ..hypernoise_core.tensor_file import TensorFileError
 from ..hypernoise_core.text import check_prompts, printable
 from ..hypernoise_core.text_file import is_blank, lines
 from . import comfy_model, latents, model_folders, pictures, widgets

@@ -15,11 +15,12 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ..hypernoise_core.atomic_file import remove_temporary_files, write_atomically
+from ..hypernoise_core.errors import TensorFileError
 from ..hypernoise_core.families import family_of_pipeline
 from ..hypernoise_core.generate import join_batches
 from ..hypernoise_core.rewards import Ensemble
 from ..hypernoise_core.rewards.clip import ClipEncoder
-from ..hypernoise_core.tensor_file import TensorFileError, TensorRows
+from ..hypernoise_core.tensor_file import TensorRows
 from . import writable
 from .pipelines import TEXT_PARTS
 from .progress import progress_bar

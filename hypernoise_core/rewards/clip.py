@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..library_folder import LibraryFolderError, building_from, check_part
-from ..tensor_file import TensorFileError, open_safetensors
+from ..errors import LibraryFolderError, TensorFileError
+from ..library_folder import building_from, check_part
+from ..tensor_file import open_safetensors
 from ..text import printable
 from .images import ImageBatch, Preprocess
 from .reward import Reward

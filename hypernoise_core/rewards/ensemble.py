@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from ..errors import RewardError
 from ..file_identity import identity_of
 from .images import ImageBatch
 from .registry import REWARDS, get_reward
@@ -18,6 +21,35 @@ from .weights import WeightStore
 
 PAPER = "paper"
 """Name of the paper's four rewards with its weights."""
+
+# Passed on as they are, since callers know them by their type; older versions of torch have none.
+_DEVICE_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+
+
+class RewardOutOfMemoryError(RewardError, torch.OutOfMemoryError):
+    """A reward that ran out of memory; handlers of torch.OutOfMemoryError take it for one."""
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Around calls of a reward: any failure becomes a RewardError.
+
+    Raises:
+        RewardError: names the reward, the error and the line of code that raised it.
+        RewardOutOfMemoryError: there was not enough memory.
+    """
+    try:
+        yield
+    except (RewardError, *_DEVICE_ERRORS):
+        raise
+    except torch.OutOfMemoryError as error:
+        raise RewardOutOfMemoryError(name, f"ran out of memory: {error}") from error
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise RewardError(
+            name,
+            f"failed with {type(error).__name__}: {error} ({last.filename}, line {last.lineno})",
+        ) from error
 
 
 class Ensemble(nn.Module):
@@ -59,10 +91,15 @@ class Ensemble(nn.Module):
 
         Raises:
             ValueError: images and prompts do not fit each other, or an image cannot be scored.
+            RewardError: a reward failed, or did not return one score for each image.
         """
         check_batch(images, prompts)
         batch = ImageBatch(images)
-        return {name: reward.score_batch(batch, prompts) for name, reward in self.members.items()}
+        scores = {}
+        for name, reward in self.members.items():
+            with _naming(name):
+                scores[name] = _scores_of(name, reward, batch, prompts)
+        return scores
 
     def total(self, scores: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum (B,) of what `scores` gave."""
@@ -100,14 +137,14 @@ class Ensemble(nn.Module):
             Scores (B,) by name, and the gradient in the images, (B, 3, H, W).
 
         Raises:
-            ValueError: as `scores` raises it.
+            ValueError, RewardError: as `scores` raises them.
         """
         check_batch(images, prompts)
         images = images.detach().requires_grad_(True)
         scores, gradient = {}, torch.zeros_like(images)
         for name, reward in self.members.items():
-            with record_function(f"reward {name}"):
-                score = reward.score_batch(ImageBatch(images), prompts)
+            with record_function(f"reward {name}"), _naming(name):
+                score = _scores_of(name, reward, ImageBatch(images), prompts)
                 (own,) = torch.autograd.grad(score.sum(), images)
                 gradient -= self.weights[name] * own
             scores[name] = score.detach()
@@ -121,6 +158,22 @@ class Ensemble(nn.Module):
         """Recompute activations in the backward pass instead of keeping them: less memory."""
         for reward in self._members:
             reward.checkpoint_activations()
+
+
+def _scores_of(name: str, reward: Reward, batch: ImageBatch, prompts: Sequence[str]) -> Tensor:
+    """The reward's scores, (B,).
+
+    Raises:
+        RewardError: they have another shape.
+    """
+    scores = reward.score_batch(batch, prompts)
+    if scores.shape != (len(prompts),):
+        raise RewardError(
+            name,
+            f"gave scores {tuple(scores.shape)} for {len(prompts)} images; it has to give one "
+            f"number for each, ({len(prompts)},)",
+        )
+    return scores
 
 
 def load_rewards(
@@ -181,7 +234,8 @@ def score_in_batches(
 
     Raises:
         ValueError: images and prompts do not fit each other, or an image cannot be scored.
-        torch.OutOfMemoryError: there is not enough memory for one image.
+        RewardError: a reward failed.
+        RewardOutOfMemoryError: there is not enough memory for one image.
     """
     check_batch(images, prompts)
     parts: list[dict[str, Tensor]] = []

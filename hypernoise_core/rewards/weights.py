@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..errors import TensorFileError
 from ..file_identity import published_sha256, sha256_of
 from ..hub import arriving
-from ..tensor_file import TensorFileError
 
 _T = TypeVar("_T")
 

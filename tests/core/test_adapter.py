@@ -10,12 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hypernoise.hypernoise_core.adapter import (
-    AdapterError,
-    load_adapter,
-    read_metadata,
-    save_adapter,
-)
+from hypernoise.hypernoise_core.adapter import load_adapter, read_metadata, save_adapter
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.tensor_file import read_tensors
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none"}

@@ -4,13 +4,13 @@ import diffusers
 import pytest
 import torch
 
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
 from hypernoise.hypernoise_core.hypernetwork import (
     NoiseHypernetwork,
     sample_noise,
     seed_generators,
 )
-from hypernoise.hypernoise_core.metadata import AdapterError
 from hypernoise.training.pipelines import load_pipeline
 
 PROMPTS = ["a", "b", "a"]

@@ -9,7 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from hypernoise.hypernoise_core.adapter import AdapterError, load_adapter, save_adapter
+from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.generate import generate
 from hypernoise.hypernoise_core.generator_lora import (
     GeneratorLora,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.families import get_family
 from hypernoise.hypernoise_core.hypernetwork import (
     NoiseHypernetwork,
@@ -14,7 +15,6 @@ from hypernoise.hypernoise_core.hypernetwork import (
     predict_delta,
     sample_noise,
 )
-from hypernoise.hypernoise_core.metadata import AdapterError
 
 
 def hook_count(network: nn.Module) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypernoise.hypernoise_core.errors import LibraryFolderError
 from hypernoise.hypernoise_core.library_folder import (
-    LibraryFolderError,
     building_from,
     check_pipeline,
     safetensors_variant,

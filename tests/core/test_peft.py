@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from hypernoise.hypernoise_core.adapter import AdapterError, load_adapter, save_adapter
+from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.layer_pattern import LayerPattern
 from hypernoise.hypernoise_core.peft_config import PeftConfig
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hypernoise.hypernoise_core.errors import TensorFileError
 from hypernoise.hypernoise_core.rewards import WeightStore, load_rewards, reward_identities
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
 from hypernoise.hypernoise_core.rewards.hps import load_open_clip
 from hypernoise.hypernoise_core.rewards.image_reward import BertTokenizer, load_image_reward
 from hypernoise.hypernoise_core.rewards.weights import WeightFile
-from hypernoise.hypernoise_core.tensor_file import TensorFileError
 from hypernoise.tests.rewards import stand_ins
 
 CONFIG, WEIGHTS = ClipScore.files

@@ -9,10 +9,10 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from hypernoise.hypernoise_core.adapter import save_adapter
+from hypernoise.hypernoise_core.errors import LibraryFolderError
 from hypernoise.hypernoise_core.families import FAMILIES, get_family
 from hypernoise.hypernoise_core.generate import encode_prompts
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
-from hypernoise.hypernoise_core.library_folder import LibraryFolderError
 from hypernoise.hypernoise_core.rewards import REWARDS, Ensemble, load_rewards
 from hypernoise.hypernoise_core.rewards.images import Preprocess
 from hypernoise.hypernoise_core.rewards.redness import Redness

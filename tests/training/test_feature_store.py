@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from hypernoise.hypernoise_core.errors import TensorFileError
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
 from hypernoise.hypernoise_core.rewards import Ensemble, load_rewards
 from hypernoise.hypernoise_core.rewards.aesthetic import Aesthetic
@@ -21,7 +22,6 @@ from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
 from hypernoise.hypernoise_core.rewards.head import ScoreHead
 from hypernoise.hypernoise_core.rewards.hps import Hps
 from hypernoise.hypernoise_core.rewards.images import Preprocess
-from hypernoise.hypernoise_core.tensor_file import TensorFileError
 from hypernoise.training.feature_store import (
     FeatureStore,
     drop_text_encoders,

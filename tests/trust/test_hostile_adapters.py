@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
-from hypernoise.hypernoise_core.metadata import AdapterError
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.peft_config import CONFIG_NAME
 from hypernoise.hypernoise_core.tensor_file import read_tensors
 from hypernoise.tests.trust.test_fuzz import new_adapter

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
+from hypernoise.hypernoise_core.errors import LibraryFolderError
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
-from hypernoise.hypernoise_core.library_folder import LibraryFolderError, check_pipeline
+from hypernoise.hypernoise_core.library_folder import check_pipeline
 from hypernoise.hypernoise_core.rewards import Ensemble, load_rewards, parse_weights
 from hypernoise.hypernoise_core.rewards.clip import ClipTokenizer, TransformersClip
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore

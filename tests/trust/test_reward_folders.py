@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers.utils import import_utils
 
+from hypernoise.hypernoise_core.errors import TensorFileError
 from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
-from hypernoise.hypernoise_core.tensor_file import TensorFileError
 from hypernoise.tests.rewards import stand_ins
 
 CONFIG, WEIGHTS = ClipScore.files

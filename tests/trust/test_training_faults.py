@@ -561,11 +561,17 @@ def reward(fault: str, when: str = "True") -> str:
     [
         ("scores = scores[:, None]", "the reward redness gave scores"),
         ("scores = scores.sum()", "the reward redness gave scores"),
-        ("raise RuntimeError('no such kernel')", "reward redness failed after update 2"),
-        ("raise OSError(5, 'Input/output error')", "reward redness failed after update 2"),
+        (
+            "raise RuntimeError('no such kernel')",
+            "after update 2: the reward redness failed with RuntimeError: no such kernel",
+        ),
+        (
+            "raise OSError(5, 'Input/output error')",
+            "after update 2: the reward redness failed with OSError",
+        ),
         (
             "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')",
-            "out of memory in the reward redness, after update 2",
+            "out of memory after update 2: the reward redness ran out of memory: CUDA",
         ),
     ],
 )

@@ -12,7 +12,6 @@ import hashlib
 import math
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,9 +24,9 @@ from tqdm import tqdm
 from ...hypernoise_core.adapter import save_adapter
 from ...hypernoise_core.atomic_file import remove_temporary_files, write_atomically
 from ...hypernoise_core.divergence import kl_terms, lipschitz_estimate
+from ...hypernoise_core.errors import RewardError
 from ...hypernoise_core.generator_lora import save_generator_lora
 from ...hypernoise_core.hypernetwork import sample_noise
-from ...hypernoise_core.rewards import Ensemble
 from .. import writable
 from ..arguments import to_toml
 from ..checkpoints import Checkpoints, damaged
@@ -262,27 +261,21 @@ class Run:
             raise
 
     def _explained(self, error: Exception) -> Exception | None:
-        """What ended the run and what to do, in words for its user; None: a traceback says more."""
-        reward = _reward_of(error, self.parts.rewards)
-        where = f"in the reward {reward}, " if reward else ""
-        now = f"{where}after update {self.trainer.step}"
+        """What ended the run and what to do about it; None where the traceback says more."""
+        update = f"after update {self.trainer.step}"
         paths = self.checkpoints.paths()
-        go_on = f"--resume goes on from {paths[-1]}" if paths else "start again: no checkpoint yet"
+        resume = f"--resume goes on from {paths[-1]}" if paths else "start again: no checkpoint yet"
         if isinstance(error, torch.OutOfMemoryError):
             return ValueError(
-                f"out of memory {now}: {str(error).splitlines()[0]} --use_checkpoint needs less; "
-                f"so does a smaller --batch_size, in a new run. {go_on}"
+                f"out of memory {update}: {str(error).splitlines()[0]} --use_checkpoint needs "
+                f"less; so does a smaller --batch_size, in a new run. {resume}"
             )
-        if isinstance(error, OSError) and not reward:
+        if isinstance(error, RewardError):
+            return ValueError(f"{update}: {error}. {resume}")
+        if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            return OSError(f"{error}: {'make room there, then ' if full else ''}{go_on}")
-        if reward:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            return ValueError(
-                f"the reward {reward} failed after update {self.trainer.step} with "
-                f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno}). {go_on}"
-            )
-        return ValueError(f"{error}. {go_on}") if isinstance(error, ValueError) else None
+            return OSError(f"{error}: {'make room there, then ' if full else ''}{resume}")
+        return ValueError(f"{error}. {resume}") if isinstance(error, ValueError) else None
 
     def _evaluate_if_due(self, at_the_end: bool = False) -> None:
         """Not twice after the same update, where a run goes on."""
@@ -434,12 +427,6 @@ class Run:
 
 def _in_words(steps: int, max_seconds: float | None) -> str:
     return f"{steps} updates" + (f" or {max_seconds:g} seconds" if max_seconds else "")
-
-
-def _reward_of(error: Exception, rewards: Ensemble) -> str | None:
-    """The reward in whose code the error arose."""
-    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return next((n for n, r in rewards.members.items() if any(o is r for o in owners)), None)
 
 
 def _fingerprint(config: TrainingConfig, parts: Parts) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hypernoise.hypernoise_core.adapter import AdapterError, load_adapter, save_adapter
+from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.generator_lora import (
     GeneratorLora,
     load_generator_lora,
