@@ -33,6 +33,8 @@ class NoiseHypernetwork(LoraAdapter):
         AdapterError: the last layer has no branch, so f is not defined.
     """
 
+    kind = "noise hypernetwork"
+
     def __init__(self, branches: Mapping[str, LoraBranch], metadata: AdapterMetadata) -> None:
         super().__init__(branches, metadata)
         if self.last_layer not in branches:

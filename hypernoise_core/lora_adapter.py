@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -23,6 +24,9 @@ class LoraAdapter(nn.Module):
         branches: by the name of the layer in the family's diffusers network.
         metadata: `dataclasses.replace` it to note the training.
     """
+
+    kind: ClassVar[str]
+    """What people call such an adapter."""
 
     def __init__(self, branches: Mapping[str, LoraBranch], metadata: AdapterMetadata) -> None:
         super().__init__()

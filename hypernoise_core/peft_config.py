@@ -15,6 +15,7 @@ from .metadata import AdapterMetadata, check_alpha
 from .strict_json import parse_object
 from .text_file import read_text
 
+WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 MAX_BYTES = 4 << 20
 MAX_CHARACTERS = 200_000

@@ -36,6 +36,8 @@ class Family(ABC):
     """Where the pipeline keeps the network."""
     last_layer: ClassVar[str]
     """The layer that gives its LoRA branch alone."""
+    alpha_per_rank: ClassVar[int]
+    """LoRA alpha / rank in the reference's training."""
     timestep: ClassVar[float]
     """What the hypernetwork's network is given as timestep: full noise."""
     signature: ClassVar[str]
@@ -93,6 +95,22 @@ class Family(ABC):
     def has_layer(self, name: str) -> bool:
         """Whether the family's network can have an adapted layer of that name."""
         return name == self.last_layer or re.match(self.signature, name) is not None
+
+    def lora_keys(self, layer: str, for_comfyui: bool = False) -> tuple[str, str]:
+        """Keys of A and B of a layer in the file of a LoRA on the generator.
+
+        diffusers and ComfyUI both know them, except in families whose layers have no name that
+        both know.
+
+        Args:
+            for_comfyui: in such a family, the keys that ComfyUI knows instead of diffusers'.
+        """
+        name = f"{self.network_attribute}.{layer}"
+        return f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+
+    def plain_lora_key(self, key: str) -> str:
+        """A key of `lora_keys` in the form that `module_names.parse_weights` reads."""
+        return key
 
     def network(self, pipeline: Any) -> nn.Module:
         return getattr(pipeline, self.network_attribute)
