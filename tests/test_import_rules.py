@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hypernoise.hypernoise_core.families import FAMILIES
+from hypernoise.hypernoise_core.rewards import REWARDS
+
 ROOT = Path(__file__).resolve().parent.parent
 STANDARD = sys.stdlib_module_names | {"tomllib"}  # which Python 3.10 lacks
 
@@ -187,6 +190,41 @@ def test_top_level_package_imports_only_the_standard_library():
     found = imports_of(ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8")))
     at_import = {item.module.split(".")[0] for item in found if not item.in_function}
     assert at_import <= STANDARD
+
+
+# A new family or reward is one file and one line in its registry: nothing else asks for its name.
+ROOMS = (
+    "hypernoise_core/families/",
+    "hypernoise_core/rewards/",
+    "nodes/sana_sprint/",  # the nodes of that family
+    "training/tiny_world/recipe/",  # makes the embedded reward
+)
+MAY_NAME = {
+    "nodes/model_folders.py": "the folder that one family's nodes look into",
+    "nodes/rewards.py": "words that people search nodes by",
+    "training/arguments.py": "a reward that the reference calls differently",
+    "training/published_models.py": "the family of each published model",
+    "training/validation/watch.py": "an order of preference among rewards",
+}
+NAMES = {family.name for family in FAMILIES} | {reward.name for reward in REWARDS}
+
+
+def names_in(source: str) -> set[str]:
+    """The families and rewards that a file names in its code, so not in its docstrings."""
+    tree = ast.parse(source)
+    alone = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and n not in alone]
+    return {node.value for node in texts if isinstance(node.value, str)} & NAMES
+
+
+def test_families_and_rewards_are_named_in_their_own_rooms_alone():
+    others = [path for path in FILES if not path.startswith(ROOMS)]
+    found = {path: names_in((ROOT / path).read_text(encoding="utf-8")) for path in others}
+    assert {path for path, names in found.items() if names} == set(MAY_NAME)
+
+
+def test_a_comparison_with_a_name_is_found():
+    assert names_in('def f():\n    """flux"""\n    return name == "hps"  # clip') == {"hps"}
 
 
 @pytest.mark.parametrize(

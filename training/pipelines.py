@@ -10,6 +10,8 @@ import torch
 
 from ..hypernoise_core.file_identity import identity_of
 from ..hypernoise_core.library_folder import building_from, check_pipeline, read_json
+from ..hypernoise_core.rewards import PAPER
+from ..hypernoise_core.rewards.tiny_preference import TinyPreference
 from .progress import keep_loading_quiet
 from .published_models import PUBLISHED
 
@@ -24,7 +26,7 @@ TEXT_PARTS = ("text_encoder", "tokenizer")
 
 def default_rewards(model: str) -> str:
     """The rewards of a model where none are named, as `parse_weights` takes them."""
-    return "tiny-preference" if model in EMBEDDED else "paper"
+    return TinyPreference.name if model in EMBEDDED else PAPER
 
 
 def model_folder(name: str, cache_dir: Path | None = None) -> Path:

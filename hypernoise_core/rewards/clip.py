@@ -17,8 +17,11 @@ from ..library_folder import building_from, check_part
 from ..tensor_file import open_safetensors
 from ..text import printable
 from .images import ImageBatch, Preprocess
-from .reward import Reward
+from .reward import NetworkSize, Reward
 from .weights import WeightFile, WeightStore
+
+VIT_H_14 = NetworkSize(parameters=632_076_801, activations=106_000_000)
+"""The image encoder of CLIP ViT-H-14."""
 
 _REMEMBERED_PROMPTS = 16384  # of some kilobytes each
 _MOST_CHARACTERS = 4000  # of a prompt; 77 tokens end long before, and a word takes its square

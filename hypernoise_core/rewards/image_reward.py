@@ -16,7 +16,7 @@ from ..tensor_file import load_strictly, read_tensors
 from .clip import complaints
 from .head import ScoreHead
 from .images import ImageBatch, Preprocess
-from .reward import Reward
+from .reward import NetworkSize, Reward
 from .weights import WeightFile, WeightStore
 
 _CHECKPOINT = WeightFile(
@@ -70,6 +70,7 @@ class ImageReward(Reward):
     loss_offset = 2.0
     paper_weight = 1.0
     files = (_CHECKPOINT, _VOCABULARY)
+    size = NetworkSize(parameters=446_206_689, activations=67_000_000)
 
     def __init__(
         self, vision: nn.Module, text: nn.Module, head: ScoreHead, tokenizer: BertTokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +22,15 @@ LARGEST_IMAGE = 1 << 26
 """In pixels, 8192 x 8192: above it a single image takes gigabytes on its way to the score."""
 LARGEST_RATIO = 64
 """Of the sides: above it the resize to a network's size would make the image large again."""
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """Size of a reward's network in training; a CLIP counts without its text tower."""
+
+    parameters: int
+    activations: int
+    """Numbers kept for the backward pass of one image, approximately."""
 
 
 class Reward(nn.Module, ABC):
@@ -41,6 +51,8 @@ class Reward(nn.Module, ABC):
     """Whether its weights come along with the project."""
     files: ClassVar[tuple[WeightFile, ...]] = ()
     """What has to be downloaded."""
+    size: ClassVar[NetworkSize | None] = None
+    """For memory estimates, which say so where it is unknown (None)."""
 
     @classmethod
     @abstractmethod
