@@ -17,7 +17,7 @@ from .hypernetwork import (
     NoiseHypernetwork,
     draw_noise,
     modulate,
-    predict_delta,
+    predict_change,
     seed_generators,
 )
 from .text import check_prompts
@@ -31,8 +31,10 @@ class Generated:
     """(B, 3, height, width) in [0, 1]."""
     noise: Tensor
     """x0 before modulation, (B, C, H, W)."""
+    output: Tensor | None
+    """f(x0, c), (B, C, H, W); None without a hypernetwork, zeros at strength 0."""
     delta: Tensor | None
-    """strength * f(x0, c), (B, C, H, W); None without a hypernetwork."""
+    """What was added to x0, (B, C, H, W); see `NoiseChange`."""
     latents: Tensor
     """What the decoder got, (B, C, H, W)."""
     conditioning: Conditioning
@@ -137,22 +139,24 @@ def generate(
 
     device = pipeline._execution_device
     network = family.network(pipeline)
-    deltas, latents, images = [], [], []
+    outputs, deltas, latents, images = [], [], [], []
     for rows in _slices(len(prompts), batch_size):
         x0 = noise[rows].to(device)
         c = {name: tensor[rows].to(device) for name, tensor in conditioning.items()}
         with turn_of(network):
             if hypernetwork is not None:
                 c_noise = {name: tensor[rows].to(device) for name, tensor in told.items()}
-                delta = predict_delta(hypernetwork, network, x0, c_noise, strength)
-                x0 = modulate(x0, delta)
-                deltas.append(delta.cpu())
+                change = predict_change(hypernetwork, network, x0, c_noise, strength)
+                x0 = modulate(x0, change.delta)
+                outputs.append(change.output.cpu())
+                deltas.append(change.delta.cpu())
             latents.append(family.denoise(pipeline, x0, c, steps, generators[rows]))
             images.append(family.decode(pipeline, latents[-1]).cpu())
         latents[-1] = latents[-1].cpu()
     return Generated(
         images=torch.cat(images),
         noise=noise,
+        output=torch.cat(outputs) if outputs else None,
         delta=torch.cat(deltas) if deltas else None,
         latents=torch.cat(latents),
         conditioning=conditioning,

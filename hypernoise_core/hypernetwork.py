@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,16 @@ from .lora_branch import LoraBranch, LoraTarget
 from .metadata import AdapterMetadata
 
 _SEEDS = (-(2**63), 2**64 - 1)  # what torch takes
+
+
+class NoiseChange(NamedTuple):
+    """What f says about noise x0; both tensors are (B, C, H, W) in the noise's dtype."""
+
+    output: Tensor
+    """f(x0, c)."""
+    delta: Tensor
+    """What is added to x0: strength * f(x0, c), or strength * (f(x0, c) - x0) for an f that
+    replaces the noise."""
 
 
 class NoiseHypernetwork(LoraAdapter):
@@ -104,10 +115,18 @@ class NoiseHypernetwork(LoraAdapter):
         targets = own_targets(self.layer_names) if targets is None else targets
         return attach(network, self.branches, targets, self.last_layer)
 
-    def delta(self, output: Tensor, noise: Tensor) -> Tensor:
-        """What f's output does to the noise x0, both (B, C, H, W): the output itself, or, where it
-        takes the noise's place, the way from there to it."""
-        return output - noise if self.metadata.replaces_noise else output
+    @property
+    def has_kl(self) -> bool:
+        """Whether the KL estimates of divergence.py apply to f.
+
+        They do not where f replaces the noise: x0 + delta then keeps nothing of x0.
+        """
+        return not self.metadata.replaces_noise
+
+    def change(self, output: Tensor, noise: Tensor, strength: float = 1.0) -> NoiseChange:
+        """What an output of f means for the noise x0, both (B, C, H, W)."""
+        delta = output - noise if self.metadata.replaces_noise else output
+        return NoiseChange(output, delta if strength == 1 else strength * delta)
 
     def forward(self, network: nn.Module, noise: Tensor, conditioning: Conditioning) -> Tensor:
         """f(x0, c) at strength 1.
@@ -184,22 +203,28 @@ def sample_noise(
     return draw_noise(shape, seed_generators(seeds), device=device, dtype=dtype)
 
 
-def predict_delta(
+def predict_change(
     hypernetwork: NoiseHypernetwork,
     network: nn.Module,
     noise: Tensor,
     conditioning: Conditioning,
     strength: float = 1.0,
-) -> Tensor:
-    """What is added to the noise at a strength, (B, C, H, W); 0 runs no pass and gives zeros."""
+) -> NoiseChange:
+    """f(x0, c), and what is added to the noise at a strength.
+
+    Args:
+        network: the family's diffusers network.
+        noise: x0 ~ N(0, 1), (B, C, H, W).
+        conditioning: from `Family.encode` for B prompts.
+        strength: 0 runs no pass and gives zeros.
+    """
     if strength == 0:
-        return torch.zeros_like(noise)
-    delta = hypernetwork.delta(hypernetwork(network, noise, conditioning), noise)
-    return delta if strength == 1 else strength * delta
+        return NoiseChange(torch.zeros_like(noise), torch.zeros_like(noise))
+    return hypernetwork.change(hypernetwork(network, noise, conditioning), noise, strength)
 
 
 def modulate(noise: Tensor, delta: Tensor) -> Tensor:
-    """x0' = x0 + f(x0, c), the noise the generator runs on; (B, C, H, W)."""
+    """x0 + delta, the noise that the generator runs on; (B, C, H, W)."""
     return noise + delta
 
 

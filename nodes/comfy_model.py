@@ -400,7 +400,7 @@ def _run_network(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tens
             f"of its layers ({missed[0]} for one), so the hypernetwork cannot act on them. Models "
             f"with fused kernels do that; load the model another way."
         )
-    delta = hypernetwork.delta(output_sign(run.model) * output, run.noise)
+    delta = hypernetwork.change(output_sign(run.model) * output, run.noise).delta
     return torch.where(covered, delta, torch.zeros_like(delta))
 
 

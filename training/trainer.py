@@ -23,7 +23,7 @@ from torch.profiler import record_function
 from ..hypernoise_core.adapter import load_adapter
 from ..hypernoise_core.families import Conditioning, Family, family_of_pipeline
 from ..hypernoise_core.generator_lora import GeneratorLora
-from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
+from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate, predict_change
 from ..hypernoise_core.rewards import Ensemble
 from .batches import Batch, BatchPlan
 from .config import TrainingConfig
@@ -280,8 +280,8 @@ class Trainer:
             return None
         noise, conditioning, generators = inputs
         with record_function("hypernetwork"):
-            output = self.adapter(self.network, noise, conditioning)
-        modulated = output if self.adapter.metadata.replaces_noise else modulate(noise, output)
+            change = predict_change(self.adapter, self.network, noise, conditioning)
+        modulated = modulate(noise, change.delta)
         start = modulated.detach().requires_grad_(True)
         images = self._images(start, conditioning, generators, batch.generator_steps)
         scores, image_gradient = self._scores(images, batch)
@@ -290,7 +290,7 @@ class Trainer:
             (gradient,) = torch.autograd.grad(images, start, image_gradient * batch.counts)
         norms = gradient.flatten(1).norm(dim=1)
         limit = self._image_limit(norms if batch.counts else norms[:0])
-        penalty = regulariser(output, modulated, self.config.reg_type)
+        penalty = regulariser(change.output, modulated, self.config.reg_type)
         loss = reward_loss + self.config.reg_weight * penalty * batch.counts
         if self._is_usable(loss):
             with record_function("backward"):

@@ -307,7 +307,7 @@ class Run:
     def _divergence(self) -> Metrics:
         """How far the noise's distribution has moved, and how well the penalty stands for it."""
         f = self.trainer.trained
-        if self.config.train_type == "finetune" or f.metadata.replaces_noise:
+        if self.config.train_type == "finetune" or not f.has_kl:
             return {}
         device = self.parts.accelerator.device
         prompts, seeds = self.held_out.prompts[:KL_IMAGES], self.held_out.seeds[:KL_IMAGES]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...hypernoise_core.families import Conditioning, Family, family_of_pipeline
 from ...hypernoise_core.generate import Generated, generate
 from ...hypernoise_core.generator_lora import GeneratorLora
-from ...hypernoise_core.hypernetwork import NoiseHypernetwork, noise_penalty
+from ...hypernoise_core.hypernetwork import NoiseHypernetwork, modulate, noise_penalty
 from ...hypernoise_core.rewards import Ensemble, compare, score_in_batches
 from ..report.figures import side_by_side
 from .watch import Measure
@@ -182,13 +182,13 @@ class HeldOut:
             return self._evaluation(self._scores(images), {"LoRA on the generator": images}, {})
         made = self._generate(adapter)
         replaced = self._generate(adapter, self.noise_conditioning).images
-        output = made.delta + made.noise if adapter.metadata.replaces_noise else made.delta
         scores = self._scores(made.images) | {
-            _F_SQUARED: noise_penalty(output),
+            _F_SQUARED: noise_penalty(made.output),
             _REPLACED: self._reward_scores(replaced)["evaluation/total"],
         }
         rows = {"modulated noise": made.images, "noise prompt replaced": replaced}
-        noises = {"noise x": made.noise, "f(x)": output, "modulated noise": made.noise + made.delta}
+        modulated = modulate(made.noise, made.delta)
+        noises = {"noise x": made.noise, "f(x)": made.output, "modulated noise": modulated}
         return self._evaluation(scores, rows, noises if self.viz_noise else {})
 
     @cached_property
