@@ -228,4 +228,4 @@ def _random_signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"{name} starts at 1, got {count}")
+            raise ValueError(f"{name} must be at least 1, got {count}")

@@ -57,7 +57,7 @@ def encode_prompts(
     """
     check_prompts(prompts)
     if not prompts:
-        raise ValueError("no prompt: encoding takes at least one")
+        raise ValueError("no prompts: give at least one")
     family = family_of_pipeline(pipeline)
     unique = list(dict.fromkeys(prompts))
     with turn_of(family.network(pipeline)):
@@ -137,7 +137,7 @@ def generate(
     drawn = draw_noise(shape, generators)
     noise = drawn if noise is None else noise.to("cpu", torch.float32)
 
-    device = pipeline._execution_device
+    device = pipeline._execution_device  # not `device`: that is the CPU where parts are offloaded
     network = family.network(pipeline)
     outputs, deltas, latents, images = [], [], [], []
     for rows in _slices(len(prompts), batch_size):
@@ -177,7 +177,7 @@ def _repeated(conditioning: Conditioning, count: int) -> Conditioning:
         if tensor.shape[0] not in (1, count):
             raise ValueError(
                 f"noise_conditioning has {tensor.shape[0]} rows of {name} for {count} prompts; "
-                f"give one each, or one for all"
+                f"give one row for each, or one for all"
             )
     return {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in conditioning.items()}
 
@@ -207,15 +207,15 @@ def _check_counts(
     check_prompts(prompts)
     if not prompts or len(prompts) != len(seeds):
         raise ValueError(
-            f"one seed for each image and at least one: got {len(prompts)} prompts and "
+            f"give one seed for each image, and at least one image: got {len(prompts)} prompts and "
             f"{len(seeds)} seeds; repeat a prompt to make several images of it"
         )
     if steps < 1 or batch_size < 1:
-        raise ValueError(f"steps and batch_size start at 1, got {steps} and {batch_size}")
+        raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
     if noise is not None and tuple(noise.shape) != (len(prompts), *shape):
         raise ValueError(
-            f"the noise is {tuple(noise.shape)}, {len(prompts)} images of this size take "
-            f"{(len(prompts), *shape)}"
+            f"the noise has the shape {tuple(noise.shape)}; {len(prompts)} images of this size "
+            f"need {(len(prompts), *shape)}"
         )
     for name, tensor in (conditioning or {}).items():
         if tensor.shape[0] != len(prompts):

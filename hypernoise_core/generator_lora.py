@@ -112,7 +112,7 @@ def save_generator_lora(
     """
     path = Path(path)
     if not is_safetensors(path):
-        raise ValueError(f"a LoRA is written as one .safetensors file, not as {path}")
+        raise ValueError(f"a LoRA is saved as one .safetensors file, not as {path}")
     tensors = {}
     for name, branch in lora.branches.items():
         down, up = lora.family.lora_keys(name, for_comfyui)
@@ -127,7 +127,7 @@ def save_generator_lora(
 def _stored(weight: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     stored = weight.detach().to("cpu", dtype).contiguous()
     if not torch.isfinite(stored).all():
-        raise ValueError(f"weights of {name} are too large for {dtype}, or no numbers")
+        raise ValueError(f"weights of {name} are too large for {dtype}, or not finite")
     return stored
 
 

@@ -28,8 +28,8 @@ def arriving(what: str) -> Iterator[None]:
             below = below.__cause__
         said = ": ".join(dict.fromkeys([_in_one_line(error), _in_one_line(below)]))
         raise OSError(
-            f"{what} did not arrive from {constants.ENDPOINT}: {said}; try again, or look at the "
-            f"network, at the name, and at HF_ENDPOINT if a mirror is set there"
+            f"{what} could not be downloaded from {constants.ENDPOINT}: {said}; try again, or "
+            f"check the network, the name, and HF_ENDPOINT if it names a mirror"
         ) from error
 
 

@@ -148,6 +148,7 @@ class _LayerHooks:
             return
         if can_merge(layer, _features(args, kwargs), self.break_even):
             self.weight = layer.weight
+            # Not `layer.weight = ...`, which takes nothing but a Parameter.
             layer._parameters["weight"] = merged_weight(self.weight, self.placements)
 
     def after(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:

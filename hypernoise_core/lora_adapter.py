@@ -97,7 +97,7 @@ def initial_branches(
     foreign = [name for name in layers if not family.has_layer(name)]
     if foreign:
         raise AdapterError(
-            f"{type(network).__name__} is no network of {family.name}, which takes a "
+            f"{type(network).__name__} is not a network of {family.name}, which takes a "
             f"{family.network_class}: it has the layer {foreign[0]}"
         )
     return {name: new_branch(layer, rank, alpha, generator) for name, layer in layers.items()}

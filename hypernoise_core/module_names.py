@@ -24,12 +24,12 @@ WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP and activation checkpointing put anywhere into a name."""
 OTHER_NAMES = {
     r"(lora_(unet|te\d?|transformer)|lycoris)_": (
-        "kohya's (lora_unet_..., lora_te_...), as LoRAs for the generator have them"
+        "kohya's (lora_unet_..., lora_te_...), as used by LoRAs for the generator"
     ),
     r"(double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|final_layer)(\.|$)": (
-        "Black Forest Labs', as ComfyUI has them too"
+        "Black Forest Labs', as also used by ComfyUI"
     ),
-    r"(input_blocks|middle_block|output_blocks)\.": ("Stability AI's, as ComfyUI has them too"),
+    r"(input_blocks|middle_block|output_blocks)\.": ("Stability AI's, as also used by ComfyUI"),
 }
 """Pattern of layer names that are not diffusers', and whose they are."""
 
@@ -83,8 +83,8 @@ def whose_names(names: Iterable[str]) -> str:
     for pattern, whose in OTHER_NAMES.items():
         if any(re.match(pattern, name) for name in plain):
             return (
-                f". These names are {whose}; a noise hypernetwork has diffusers' names. Load a "
-                f"LoRA for the generator as other LoRAs, with ComfyUI's Load LoRA or "
+                f". These names are {whose}; a noise hypernetwork uses diffusers' names. Load a "
+                f"LoRA for the generator like any other LoRA, with ComfyUI's Load LoRA or "
                 f"pipeline.load_lora_weights"
             )
     return ""
@@ -105,12 +105,14 @@ def parse_weights(tensors: Mapping[str, Tensor]) -> ParsedWeights:
             unknown.append(key)
     if unknown:
         raise AdapterError(
-            f"{len(unknown)} keys are no weights of a plain LoRA (lora_A, lora_B, alpha): "
+            f"{len(unknown)} keys are not weights of a plain LoRA (lora_A, lora_B, alpha): "
             f"{name_some(unknown)}{whose_names(unknown)}"
         )
     if len(parsed.adapter_names) > 1:
         names = ", ".join(sorted(parsed.adapter_names))
-        raise AdapterError(f"the file holds several adapters ({names}): save them one by one")
+        raise AdapterError(
+            f"the file holds several adapters ({names}): save each in a file of its own"
+        )
     halves = [
         name for name, layer in parsed.layers.items() if layer.down is None or layer.up is None
     ]
@@ -158,8 +160,8 @@ def _check_numbers(layers: Mapping[str, LayerWeights]) -> None:
                 wrong.append(f"{name} ({_count_bad(tensor)} of {tensor.numel()})")
     if wrong:
         raise AdapterError(
-            f"weights that are NaN or infinite, as of a training that went astray: "
-            f"{name_some(wrong)}; take the adapter of an earlier checkpoint"
+            f"weights that are NaN or infinite, probably from a training run that diverged: "
+            f"{name_some(wrong)}; use the adapter of an earlier checkpoint"
         )
 
 
@@ -181,7 +183,7 @@ def _take(parsed: ParsedWeights, written: str, tensor: Tensor) -> bool:
         return False
     if tensor.dtype not in _DTYPES:
         raise AdapterError(
-            f"{key} has the dtype {tensor.dtype}, of an adapter it must be float32, float16 or "
+            f"{key} has the dtype {tensor.dtype}; adapter weights must be float32, float16 or "
             f"bfloat16"
         )
     if match["adapter"] is not None:
@@ -198,7 +200,7 @@ def _set_once(
     # Several adapters in one file, which parse_weights refuses by name, also meet here.
     if getattr(weights, part) is not None and len(parsed.adapter_names) < 2:
         raise AdapterError(f"the file has {part!r} of layer {layer} twice, under different keys")
-    setattr(weights, part, value)
+    setattr(weights, part, value)  # a field of LayerWeights, by name
 
 
 def name_some(names: list[str]) -> str:

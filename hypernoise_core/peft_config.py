@@ -79,7 +79,7 @@ class PeftConfig:
         """
         try:
             if (size := path.stat().st_size) > MAX_BYTES:
-                raise ValueError(f"it has {size} bytes, a LoRA configuration some thousand")
+                raise ValueError(f"it has {size} bytes, far more than a LoRA configuration")
             values = parse_object(read_text(path))
         except (OSError, ValueError) as error:
             raise AdapterError(f"{path} cannot be read: {error}") from error
@@ -106,7 +106,7 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
     if asked:
         fields = ", ".join(f"{name}={_short(values[name])}" for name in asked)
         raise AdapterError(
-            f"unsupported in a noise hypernetwork: {fields}; only plain LoRA is read"
+            f"unsupported in a noise hypernetwork: {fields}; only plain LoRA is supported"
         )
 
 
@@ -126,7 +126,9 @@ def _by_layer(
     default = read(field, values.get(field))
     patterns = _typed(values, pattern_field, dict) or {}
     names = {*layers, *layers.values()}
-    too_many = AdapterError(f"{pattern_field} has too many patterns, or too involved ones")
+    too_many = AdapterError(
+        f"{pattern_field} has too many patterns, or patterns that are too complex"
+    )
     if sum(map(len, patterns)) > MAX_CHARACTERS:
         raise too_many
     found = [
@@ -149,7 +151,7 @@ def _parsed(field: str, pattern: str) -> LayerPattern:
         return LayerPattern(pattern)
     except PatternError as error:
         raise AdapterError(
-            f"{field} has a pattern that is not read, {_short(pattern)}: {error}; a pattern is "
+            f"{field} has an unsupported pattern, {_short(pattern)}: {error}; a pattern is "
             f"made of {FORMS}"
         ) from error
 

@@ -88,8 +88,8 @@ def optimise_noise(
             scores = score(images)
         if not torch.isfinite(scores).all():
             raise ValueError(
-                f"the reward gave {scores.tolist()} after {step} iterations: a smaller "
-                f"learning_rate or float32 in place of float16 helps"
+                f"the reward gave {scores.tolist()} after {step} iterations: try a smaller "
+                f"learning_rate, or float32 instead of float16"
             )
         history.append(scores.detach())
         found = (x.detach().clone(), images.detach(), scores.detach())

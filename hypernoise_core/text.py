@@ -30,15 +30,15 @@ def check_prompts(prompts: Sequence[str]) -> None:
     """
     if isinstance(prompts, str):
         raise ValueError(
-            f"prompts is a list of prompts, one prompt for each image, got the text "
+            f"prompts must be a list with one prompt for each image, got the string "
             f"{prompts[:60]!r}"
         )
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise ValueError(f"prompt {i} is {prompt!r:.60}; a prompt is a text")
+            raise ValueError(f"prompt {i} is {prompt!r:.60}; a prompt must be a string")
         if len(prompt) > LONGEST_PROMPT:
             raise ValueError(
-                f"prompt {i} has {len(prompt)} characters; shorten it to {LONGEST_PROMPT}"
+                f"prompt {i} has {len(prompt)} characters; shorten it to at most {LONGEST_PROMPT}"
             )
         if found := _SURROGATE.search(prompt):
             raise ValueError(

@@ -31,7 +31,9 @@ def read_text(path: Path) -> str:
         text = _read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: this is not UTF-8; save the file as that") from None
+        raise ValueError(
+            f"{path}, line {line}: this is not UTF-8; save the file as UTF-8"
+        ) from None
     return _LINE_END.sub("\n", text)
 
 
@@ -44,7 +46,7 @@ def _read(path: Path) -> bytes:
     is_open = path.is_absolute() and path.parts[1] in ("dev", "proc")
     # Any other pipe may have nobody who ever writes into it.
     if not (stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and is_open)):
-        raise ValueError(f"{path} is no file of text")
+        raise ValueError(f"{path} is not a text file")
     return path.read_bytes()
 
 

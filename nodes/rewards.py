@@ -443,7 +443,7 @@ def score(
     prompts = prompts_for(list(counts.values()), prompt, per_line)
     comfy.model_management.load_models_gpu(list(rewards.patchers.values()))
     ensemble = rewards.ensemble()
-    complaints = ensemble.complaints(prompts)
+    complaints = ensemble.prompt_warnings(prompts)
     for complaint in complaints:
         comfy_model.LOG.warning("HyperNoise: %s", printable(complaint))
     return [_scored(ensemble, images, prompts, complaints) for images in sides.values()]

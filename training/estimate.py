@@ -224,11 +224,12 @@ def measure_step(
 
 @contextmanager
 def shapes_as_on_gpus() -> Iterator[None]:
-    """A context in which the meta device runs networks as GPUs do.
+    """A context in which the meta device keeps what GPUs keep.
 
-    Its attention would keep the attention weights, whose number is the square of the tokens'; the
-    kernels of GPUs and CPUs do not. Checkpoints look for the random state of the device, in older
-    torch in a module of its name.
+    Both patches of torch are undone at the end. Attention on the meta device would keep the
+    attention weights, which grow with the square of the tokens; the fused kernels of GPUs and CPUs
+    do not. And checkpoints in older torch look up a module `torch.<device>` for the device's random
+    state, which meta does not have.
     """
     original = F.scaled_dot_product_attention
 

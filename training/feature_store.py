@@ -119,7 +119,7 @@ class FeatureStore:
             TensorFileError: a shard is damaged.
         """
         if not prompts:
-            raise ValueError("rows of no prompts: give at least one")
+            raise ValueError("no prompts: give at least one")
         if self.missing(prompts):
             self.refresh()
         if missing := self.missing(prompts):

@@ -44,7 +44,9 @@ def model_folder(name: str, cache_dir: Path | None = None) -> Path:
     path = EMBEDDED.get(name, Path(name))
     if path.is_dir():
         if not (path / "model_index.json").is_file():
-            raise FileNotFoundError(f"{path} is no diffusers pipeline: it has no model_index.json")
+            raise FileNotFoundError(
+                f"{path} is not a diffusers pipeline: it has no model_index.json"
+            )
         return path
     repository = PUBLISHED[name].repository if name in PUBLISHED else name
     try:
@@ -125,7 +127,9 @@ def load_pipeline(
                 str(folder), dtype=dtype, local_files_only=True, **left_out
             )
     except OSError as error:
-        raise FileNotFoundError(f"{folder} is no whole diffusers pipeline: {error}") from error
+        raise FileNotFoundError(
+            f"{folder} is not a complete diffusers pipeline: {error}"
+        ) from error
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)

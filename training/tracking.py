@@ -147,8 +147,8 @@ class MetricsLog:
         except Exception as error:  # a tracker's own, of any kind
             offline = " or set WANDB_MODE=offline," if name == "wandb" else ""
             raise ValueError(
-                f"--tracker {name} does not start ({type(error).__name__}: {error}): see to it,"
-                f"{offline} or choose --tracker none, which writes {FILE} alone"
+                f"--tracker {name} could not be started ({type(error).__name__}: {error}): fix the "
+                f"cause,{offline} or choose --tracker none, which writes {FILE} alone"
             ) from error
         return tracker
 
@@ -169,8 +169,8 @@ class MetricsLog:
         except Exception as error:  # a tracker's own, of any kind
             self._tracker = None
             tqdm.write(
-                f"the tracker {self._tracker_name} failed and gets nothing more from this run "
-                f"({type(error).__name__}: {error}); {self._path} goes on",
+                f"the tracker {self._tracker_name} failed and is off for the rest of this run "
+                f"({type(error).__name__}: {error}); metrics still go to {self._path}",
                 file=sys.stderr,
             )
 

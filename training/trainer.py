@@ -207,7 +207,7 @@ class Trainer:
         if self._skipped_in_a_row < MAX_SKIPPED:
             return
         names = ", ".join(sorted(self._no_numbers))
-        of = f" ({names} are no numbers)" if names else ""
+        of = f" ({names} are not finite)" if names else ""
         raise ValueError(
             f"{MAX_SKIPPED} updates in a row had no finite gradient{of}, up to update {self.step}: "
             f"a lower --lr, --precision float32 or another reward may help"

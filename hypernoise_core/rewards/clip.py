@@ -138,7 +138,7 @@ class ClipEncoder(nn.Module, ABC):
         """
         self._lookup = lookup
         self._text_features.clear()
-        for part in self.text_parts:
+        for part in self.text_parts:  # not deleted: code of the libraries may look for them
             setattr(self.model, part, None)
 
 
@@ -196,20 +196,20 @@ class CosineReward(Reward):
         cosine = (image_features * self.encoder.text_features(prompts)).sum(-1)
         return self.encoder.scale * cosine if self.scaled else cosine
 
-    def complaints(self, prompts: Sequence[str]) -> list[str]:
-        return complaints(self.title, self.encoder.tokenizer, prompts)
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+        return truncation_warnings(self.title, self.encoder.tokenizer, prompts)
 
     def blocks(self) -> Sequence[nn.Module]:
         return self.encoder.blocks()
 
 
-def complaints(title: str, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str]:
-    """One sentence for each prompt that the tokenizer cuts off."""
+def truncation_warnings(title: str, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str]:
+    """One sentence for each prompt that the tokenizer truncates."""
     found = []
     for prompt in dict.fromkeys(prompts):
         if (count := tokenizer.count(prompt)) > tokenizer.length:
             found.append(
-                f"{title} reads {tokenizer.length} tokens and leaves out the end of the prompt "
+                f"{title} reads {tokenizer.length} tokens and ignores the end of the prompt "
                 f"'{printable(prompt[:40])}...', which has "
                 f"{'more than ' * (len(prompt) > _MOST_CHARACTERS)}{count}."
             )
@@ -230,7 +230,7 @@ def load_clip(store: WeightStore, files: tuple[WeightFile, ...]) -> ClipEncoder:
 def _load_clip(store: WeightStore, files: tuple[WeightFile, ...]) -> ClipEncoder:
     config, weights = (store.find(file) for file in files)
     if config.parent != weights.parent:
-        raise FileNotFoundError(f"{config} and {weights} have to lie in one folder")
+        raise FileNotFoundError(f"{config} and {weights} must be in the same folder")
     model = read_clip_model(weights.parent, store.dtype)
     size = model.config.vision_config.image_size
     return TransformersClip(model, ClipTokenizer(), Preprocess(size))
@@ -266,7 +266,9 @@ def read_clip_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     except LibraryFolderError as error:
         raise TensorFileError(str(error)) from error
     except (ValueError, RuntimeError, OSError) as error:
-        raise TensorFileError(f"{folder} holds no CLIP for transformers: {error}") from error
+        raise TensorFileError(
+            f"{folder} contains no CLIP that transformers can load: {error}"
+        ) from error
     problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     problems += [
         f"{name} is {tuple(found)} instead of {tuple(expected)}"

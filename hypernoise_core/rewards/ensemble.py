@@ -150,9 +150,9 @@ class Ensemble(nn.Module):
             scores[name] = score.detach()
         return scores, gradient
 
-    def complaints(self, prompts: Sequence[str]) -> list[str]:
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
         """One sentence for each reward and prompt that is longer than what the reward reads."""
-        return [text for reward in self._members for text in reward.complaints(prompts)]
+        return [text for reward in self._members for text in reward.prompt_warnings(prompts)]
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass instead of keeping them: less memory."""
@@ -170,7 +170,7 @@ def _scores_of(name: str, reward: Reward, batch: ImageBatch, prompts: Sequence[s
     if scores.shape != (len(prompts),):
         raise RewardError(
             name,
-            f"gave scores {tuple(scores.shape)} for {len(prompts)} images; it has to give one "
+            f"gave scores {tuple(scores.shape)} for {len(prompts)} images; it must give one "
             f"number for each, ({len(prompts)},)",
         )
     return scores
@@ -276,9 +276,9 @@ def parse_weights(text: str) -> dict[str, float]:
         try:
             weights[name] = float(weight or 1)
         except ValueError as error:
-            raise ValueError(f"the weight of {name} is no number: {weight!r:.60}") from error
+            raise ValueError(f"the weight of {name} is not a number: {weight!r:.60}") from error
         if not math.isfinite(weights[name]):
-            raise ValueError(f"the weight of {name} is {weight:.60}; it has to be finite")
+            raise ValueError(f"the weight of {name} is {weight:.60}; it must be finite")
     if not weights:
         raise ValueError(f"no reward in {text!r}; name some, such as hps=5,imagereward=1")
     return weights

@@ -91,7 +91,7 @@ class Reward(nn.Module, ABC):
         """The paper's loss, a scalar: loss_offset minus the mean score."""
         return self.loss_offset - self.score(images, prompts).mean()
 
-    def complaints(self, prompts: Sequence[str]) -> list[str]:
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
         """One sentence for each prompt that is longer than what the reward reads."""
         return []
 
@@ -119,7 +119,7 @@ def check_batch(images: Tensor, prompts: Sequence[str]) -> None:
     check_size(*images.shape[-2:])
     if not images.is_floating_point():
         raise ValueError(
-            f"images are floating-point numbers in [0, 1], not {images.dtype}: divide by 255"
+            f"images must be floating-point numbers in [0, 1], not {images.dtype}: divide by 255"
         )
     with torch.no_grad():
         # Not flattened, which would copy images in channels-last layout.

@@ -399,7 +399,7 @@ def test_a_missing_factor_is_named(tiny_sana, tmp_path):
 def test_a_factor_that_holds_no_numbers_is_named(tiny_sana, tmp_path, factor, value):
     tensors = tensors_of(tiny_sana.hypernetwork())
     tensors[f"proj_out.lora_{factor}.weight"].view(-1)[3] = value
-    with pytest.raises(AdapterError, match=r"NaN or infinite.*: proj_out \(1 of \d+\); take"):
+    with pytest.raises(AdapterError, match=r"NaN or infinite.*: proj_out \(1 of \d+\); use the"):
         load_adapter(write_folder(tmp_path / "f", tensors))
 
 

@@ -37,10 +37,10 @@ def test_weights_are_read(text, weights):
     [
         ("", "no reward in"),
         ("niceness=1", "choose from"),
-        ("hps=much", "weight of hps is no number"),
+        ("hps=much", "weight of hps is not a number"),
         ("hps=1,hps=2", "hps is named twice"),
-        ("hps=inf", "weight of hps is inf; it has to be finite"),
-        ("hps=nan", "weight of hps is nan; it has to be finite"),
+        ("hps=inf", "weight of hps is inf; it must be finite"),
+        ("hps=nan", "weight of hps is nan; it must be finite"),
     ],
 )
 def test_weights_that_cannot_be_read_are_named(text, message):

@@ -403,7 +403,7 @@ def test_fixed_texts_keep_the_scores_and_free_the_text_tower(kind, images):
     leaf = images.clone().requires_grad_(True)
     reward.score(leaf, PROMPTS).sum().backward()
     assert leaf.grad.abs().sum() > 0
-    assert reward.complaints(["a red circle " * 40]) != []
+    assert reward.prompt_warnings(["a red circle " * 40]) != []
     reward.to(torch.float32)
     with pytest.raises(ValueError, match="no text tower any more"):
         encoder.text_tower()

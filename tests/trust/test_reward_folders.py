@@ -198,7 +198,7 @@ def test_the_package_that_runs_code_of_repositories_is_not_reached(folder, tmp_p
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert not marker.exists(), run.stderr
-    assert "config.json asks for code" in run.stdout, run.stderr
+    assert "config.json asks for custom code" in run.stdout, run.stderr
 
 
 def test_pickled_weights_are_not_loaded(folder, tally):

@@ -91,7 +91,7 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
         writable.check_others(config.save_dir, "--save_dir", names)
     if not resume and checkpoints:
         raise ValueError(
-            f"{config.save_dir} holds a run already: add --resume to go on with it, or choose "
+            f"{config.save_dir} already contains a run: add --resume to continue it, or choose "
             f"another --save_dir"
         )
     return Run(config, prepare(config))
@@ -124,7 +124,7 @@ class Run:
         self.config, self.parts, self.folder = config, parts, config.save_dir
         self.is_main = parts.accelerator.is_main_process
         refusal = (
-            f"{self.folder}: another process is training there; wait for it or end it, or choose "
+            f"{self.folder}: another process is training there; wait for it, stop it, or choose "
             f"another --save_dir"
         )
         self._lock = lock(self.folder / ".lock", refusal) if self.is_main else None
@@ -264,7 +264,9 @@ class Run:
         """What ended the run and what to do about it; None where the traceback says more."""
         update = f"after update {self.trainer.step}"
         paths = self.checkpoints.paths()
-        resume = f"--resume goes on from {paths[-1]}" if paths else "start again: no checkpoint yet"
+        resume = (
+            f"--resume continues from {paths[-1]}" if paths else "start again: no checkpoint yet"
+        )
         if isinstance(error, torch.OutOfMemoryError):
             return ValueError(
                 f"out of memory {update}: {str(error).splitlines()[0]} --use_checkpoint needs "
@@ -274,7 +276,7 @@ class Run:
             return ValueError(f"{update}: {error}. {resume}")
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            return OSError(f"{error}: {'make room there, then ' if full else ''}{resume}")
+            return OSError(f"{error}: {'free some space there, then ' if full else ''}{resume}")
         return ValueError(f"{error}. {resume}") if isinstance(error, ValueError) else None
 
     def _evaluate_if_due(self, at_the_end: bool = False) -> None:
@@ -386,8 +388,8 @@ class Run:
                 f"{name} was {known[name]!r} and is {own[name]!r}" for name in changed
             )
             raise ValueError(
-                f"{self.folder} was trained with other settings: {differences}. Go on with those "
-                f"it had, or choose another --save_dir"
+                f"{self.folder} was started with other settings: {differences}. Use the earlier "
+                f"settings, or choose another --save_dir"
             )
 
     def _take_over(self, state: dict[str, Any]) -> None:
@@ -401,7 +403,7 @@ class Run:
             self._tell_of_new_length(state["length"])
         if self.best is not None and not (self.folder / BEST).is_file():
             self.parts.accelerator.print(
-                f"warning: {self.folder / BEST} is gone: the best evaluation from now on writes it",
+                f"warning: {self.folder / BEST} is missing: the next best evaluation writes it",
                 file=sys.stderr,
             )
             self.best = None

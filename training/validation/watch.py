@@ -102,8 +102,8 @@ def default_watch(
         if _is_here(name, store):
             return name
     PartialState().print(
-        f"no reward is watched that is not trained on, so reward hacking would go unnoticed: "
-        f"`hypernoise download rewards {candidates[0]}` gets one"
+        f"no reward is watched beside those in training, so reward hacking would go unnoticed: "
+        f"download one with `hypernoise download rewards {candidates[0]}`"
         if candidates
         else "all rewards are trained on, so none is left to watch for reward hacking"
     )
