@@ -25,7 +25,7 @@ from .text import check_prompts
 
 @dataclass(frozen=True)
 class Generated:
-    """What a run made, all on the CPU in float32 apart from the conditioning's own dtypes."""
+    """The result of `generate`, on the CPU in float32, but for the conditioning's own dtypes."""
 
     images: Tensor
     """(B, 3, height, width) in [0, 1]."""
@@ -36,9 +36,9 @@ class Generated:
     delta: Tensor | None
     """What was added to x0, (B, C, H, W); see `NoiseChange`."""
     latents: Tensor
-    """What the decoder got, (B, C, H, W)."""
+    """Input of the decoder, (B, C, H, W)."""
     conditioning: Conditioning
-    """The encoded prompts; give it to another run of the same prompts to save the encoding."""
+    """The encoded prompts; pass it to another call for the same prompts to skip the encoding."""
 
 
 def encode_prompts(
@@ -53,7 +53,7 @@ def encode_prompts(
         Tensors with one row for each of `prompts`.
 
     Raises:
-        ValueError: there is no prompt, or one is no text.
+        ValueError: there is no prompt, or one is not a string.
     """
     check_prompts(prompts)
     if not prompts:
@@ -71,7 +71,7 @@ def encode_prompts(
 
 
 def join_batches(parts: list[Tensor]) -> Tensor:
-    """Batches behind each other; where prompts differ in length (dimension 1), padded with 0."""
+    """Concatenate batches; where prompts differ in length (dimension 1), pad with 0."""
     if parts[0].ndim > 1:
         longest = max(part.shape[1] for part in parts)
         parts = [
@@ -112,8 +112,8 @@ def generate(
         batch_size: images computed at a time.
         conditioning: of these prompts, from an earlier run or `encode_prompts`; None: encode now.
         noise: (B, C, H, W) instead of the seeds' own.
-        noise_conditioning: what the hypernetwork is told instead of the prompts, B rows, or one for
-            all images; the generator still gets the prompts.
+        noise_conditioning: given to the hypernetwork instead of the prompts' own, B rows, or one
+            for all images; the generator still gets the prompts.
 
     Raises:
         ValueError: sizes or counts that do not go together.

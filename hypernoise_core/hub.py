@@ -1,4 +1,4 @@
-"""The Hugging Face hub, or a mirror of it: whatever goes wrong on the way is one message."""
+"""Downloads from the Hugging Face hub or a mirror: every failure becomes one clear message."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def arriving(what: str) -> Iterator[None]:
     """Around calls of huggingface_hub, or of datasets, that may download.
 
     Args:
-        what: is to arrive, for the message.
+        what: name of the download, for the message.
 
     Raises:
-        OSError: it did not; names it, the place that was asked, and what to do.
+        OSError: the download failed; names it, the server, and what to do.
     """
     from huggingface_hub import constants
 

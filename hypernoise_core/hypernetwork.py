@@ -1,7 +1,7 @@
 """The method: a noise hypernetwork f, and the noise it modulates (arXiv 2508.09968).
 
 f is the frozen generator's own network with LoRA branches on it, whose last layer gives its branch
-alone, so that f = 0 while the branches are zero. The generator then runs on x0 + f(x0, c).
+alone, so f = 0 while the branches are zero. The generator then runs on x0 + f(x0, c).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class NoiseHypernetwork(LoraAdapter):
             network: the frozen network of a diffusers pipeline.
             adapt_depthwise: also adapt grouped convolutions, as the released SANA-Sprint adapters
                 do (dense factors, which peft >= 0.16 cannot open).
-            last_layer: the layer that gives its branch alone; None: the family's own.
+            last_layer: the layer that returns its branch alone; None: the family's.
             replaces_noise: f takes the noise's place instead of being added to it.
             generator: a CPU generator for A.
             base_model: repository or folder of the generator, for the metadata.
@@ -134,7 +134,7 @@ class NoiseHypernetwork(LoraAdapter):
         Args:
             network: the family's diffusers network.
             noise: x0 ~ N(0, 1), (B, C, H, W).
-            conditioning: what `Family.encode` gives for B prompts.
+            conditioning: from `Family.encode` for B prompts.
 
         Returns:
             (B, C, H, W) in the noise's dtype.
@@ -144,7 +144,7 @@ class NoiseHypernetwork(LoraAdapter):
 
 
 def check_seeds(seeds: Iterable[int]) -> None:
-    """Makes sure that torch takes each of them.
+    """Check that torch accepts each seed.
 
     Raises:
         ValueError: names the one that is out of range.

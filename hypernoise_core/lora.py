@@ -1,9 +1,9 @@
 """LoRA branches on the modules of a frozen network, through forward hooks inside a context manager.
 
-The network is never changed: no weight is written to, and every hook is gone when the context ends,
-whatever ended it. A branch is computed beside its layer or, where that costs less and no gradient
-is recorded, inside its weight (lora_merge.py). Letters: r rank, i and o input and output features,
-kh and kw kernel size.
+The network never changes: no weight is written to, and every hook is gone when the context ends,
+also after an exception. A branch is computed next to its layer or, where that costs less and no
+gradient is recorded, inside its weight (lora_merge.py). Letters: r rank, i and o input and output
+features, kh and kw kernel size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def attach(
 ) -> Iterator[set[str]]:
     """Add the branches to the network's layers for the calls made inside the context.
 
-    The layer named `last_layer` gives its branch alone, without its own weight and bias. Blocks
+    The layer named `last_layer` returns its branch alone, without its own weight and bias. Blocks
     that the network recomputes during backward (gradient checkpointing) are recomputed with the
     branches, though the context has ended by then; call backward outside the context. A compiled
     network runs uncompiled inside, because compiled code does not see hooks.
@@ -96,7 +96,7 @@ class _Hooks:
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:
-        """For a block that backward recomputes, on CUDA in a thread of its own."""
+        """For a block that backward recomputes, on CUDA in another thread."""
         if self.is_attached:  # backward inside the context: its thread has the turn, and waits
             yield
             return
@@ -122,7 +122,7 @@ class _Hooks:
 
 
 class _LayerHooks:
-    """Forward hooks of one layer that add its branches, or give them alone if `replace`."""
+    """Forward hooks of one layer that add its branches, or return them alone if `replace`."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class _LayerHooks:
         return result
 
     def restore(self) -> None:
-        """Gives the layer its own weight back; also where its call has raised."""
+        """Restore the layer's own weight, also where its call has raised."""
         if self.weight is not None:
             self.layer._parameters["weight"] = self.weight
             self.weight = None
@@ -261,7 +261,7 @@ def new_branch(
 
 
 def misfit(branch: LoraBranch, layer: nn.Module, target: LoraTarget) -> str | None:
-    """What keeps the branch from that place, with got and expected shapes; None where it fits.
+    """Why the branch does not fit there, with got and expected shapes; None where it fits.
 
     Reads the layer's declared sizes and never its weight, which may be elsewhere or quantised.
     """
@@ -281,7 +281,7 @@ def misfit(branch: LoraBranch, layer: nn.Module, target: LoraTarget) -> str | No
 
 
 def _expected_shapes(layer: nn.Module, rank: int) -> tuple[tuple, list[tuple]] | None:
-    """Shape of A and the possible shapes of B beside the layer; None beside other layers."""
+    """Shape of A and the possible shapes of B for a Linear or Conv2d; None for other layers."""
     if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
         return (rank, layer.in_features), [(layer.out_features, rank)]
     if hasattr(layer, "in_channels") and len(getattr(layer, "kernel_size", ())) == 2:

@@ -18,7 +18,7 @@ SHOWN_MISFITS = 8
 
 
 class LoraAdapter(nn.Module):
-    """Branches by layer name, and what their file says about them.
+    """Branches by layer name, and the metadata of their file.
 
     Args:
         branches: by the name of the layer in the family's diffusers network.
@@ -26,7 +26,7 @@ class LoraAdapter(nn.Module):
     """
 
     kind: ClassVar[str]
-    """What people call such an adapter."""
+    """What such an adapter is called in messages."""
 
     def __init__(self, branches: Mapping[str, LoraBranch], metadata: AdapterMetadata) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class LoraAdapter(nn.Module):
     def check_fits(
         self, network: nn.Module, targets: Mapping[str, LoraTarget] | None = None
     ) -> None:
-        """Make sure that every branch has its place on the network.
+        """Check that every branch fits its layer of the network.
 
         Raises:
             AdapterError: names the layers, their shapes and the family the adapter looks like.

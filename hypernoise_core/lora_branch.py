@@ -36,15 +36,15 @@ class LoraTarget:
 
 
 class LoraBranch(nn.Module):
-    """One LoRA branch, up(down(x)) * alpha / rank, beside a Linear or a Conv2d.
+    """One LoRA branch, up(down(x)) * alpha / rank, added to a Linear or a Conv2d.
 
-    Beside a Conv2d the first factor takes the layer's kernel, stride, padding and dilation. It is
+    For a Conv2d the first factor takes the layer's kernel, stride, padding and dilation. It is
     dense even where the layer's convolution is grouped; the second factor is dense too (peft
-    < 0.16, the released adapters) or has the layer's groups (peft >= 0.16), which its shape tells.
+    < 0.16, the released adapters) or has the layer's groups (peft >= 0.16), as its shape shows.
     The padding is with zeros whatever the layer's own mode, as peft's is.
 
     Args:
-        down: the factor A, (r, i), or (r, i, kh, kw) beside a Conv2d.
+        down: the factor A, (r, i), or (r, i, kh, kw) for a Conv2d.
         up: the factor B, (o, r), or (o, r, 1, 1), or grouped (o, r / groups, 1, 1).
         alpha: numerator of the scale.
     """

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .lora_branch import Placement
 
 _CHANNELS_LAST = (0, 2, 3, 1)
-"""The dimensions of a weight in that memory layout, in the order in which they lie."""
+"""The dimensions of a weight in that memory layout, in memory order."""
 
 
 def break_even(placements: Sequence[Placement]) -> float:
@@ -74,7 +74,7 @@ def _rows_with_branches(
     placements: Sequence[Placement],
     order: tuple[int, ...] | None,
 ) -> Tensor:
-    """The sum for a weight whose rows, (o, everything else), lie in this order of dimensions."""
+    """The sum for a weight whose rows, (o, everything else), have this order of dimensions."""
     result = None
     for target, branch in placements:
         up, down = branch.up.to(rows), branch.down.to(rows)

@@ -13,12 +13,12 @@ from .strict_json import parse_object
 
 FORMAT_VERSION = 1
 GENERATOR_LORA = {"kind": "generator_lora"}
-"""What the header of a LoRA on the generator itself says beside the metadata."""
+"""Additional header entry of a LoRA on the generator itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterMetadata:
-    """Facts about a noise hypernetwork that its weights do not tell."""
+    """Facts about an adapter that its weights do not show."""
 
     family: str
     """Name of the generator family, as `get_family` takes it."""
@@ -27,7 +27,7 @@ class AdapterMetadata:
     alpha: float
     """LoRA alpha of most layers; a branch is scaled by alpha / rank."""
     last_layer: str
-    """Name of the layer that gives its LoRA branch alone."""
+    """Name of the layer that returns its LoRA branch alone."""
     base_model: str | None = None
     """Repository or folder of the frozen generator it was trained for."""
     training_steps: int | None = None

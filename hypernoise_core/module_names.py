@@ -1,4 +1,4 @@
-"""What LoRA files hold: which key is which layer's which factor, and whether it can be used."""
+"""The keys of LoRA files: the layer and factor that each belongs to, and whether it is usable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREFIXES = (
     "diffusion_model.",  # ComfyUI
     "module.",  # DistributedDataParallel and DataParallel
 )
-"""What writers put before a layer's name, also one behind the other."""
+"""Prefixes that programs put before a layer's name, also several in a row."""
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP and activation checkpointing put anywhere into a name."""
 OTHER_NAMES = {
@@ -78,7 +78,7 @@ def plain_name(key: str) -> str:
 
 
 def whose_names(names: Iterable[str]) -> str:
-    """What is to be said about names of `OTHER_NAMES`, behind an error; "" where there are none."""
+    """The part of an error message about names of `OTHER_NAMES`; "" where there are none."""
     plain = [plain_name(name) for name in names]
     for pattern, whose in OTHER_NAMES.items():
         if any(re.match(pattern, name) for name in plain):
@@ -94,9 +94,9 @@ def parse_weights(tensors: Mapping[str, Tensor]) -> ParsedWeights:
     """Sort a file's tensors into layers.
 
     Raises:
-        AdapterError: a key is no LoRA weight, a factor is missing, there twice, of another dtype or
-            of a shape that no LoRA has, holds what is no number, or the file holds several
-            adapters; the keys or layers concerned are named.
+        AdapterError: a key is not a LoRA weight; a factor is missing, duplicated, not finite, or of
+            an unsupported dtype or shape; or the file holds several adapters. Names the keys or
+            layers.
     """
     parsed = ParsedWeights()
     unknown = []
@@ -113,11 +113,11 @@ def parse_weights(tensors: Mapping[str, Tensor]) -> ParsedWeights:
         raise AdapterError(
             f"the file holds several adapters ({names}): save each in a file of its own"
         )
-    halves = [
+    incomplete = [
         name for name, layer in parsed.layers.items() if layer.down is None or layer.up is None
     ]
-    if halves:
-        raise AdapterError(f"one of lora_A and lora_B is missing for {name_some(halves)}")
+    if incomplete:
+        raise AdapterError(f"one of lora_A and lora_B is missing for {name_some(incomplete)}")
     if not parsed.layers:
         raise AdapterError("the file holds no weights")
     _check_shapes(parsed.layers)
@@ -166,7 +166,7 @@ def _check_numbers(layers: Mapping[str, LayerWeights]) -> None:
 
 
 def _count_bad(tensor: Tensor) -> int:
-    """How many elements are no finite numbers, without another tensor as large."""
+    """How many elements are not finite, without allocating another tensor of that size."""
     parts = tensor.flatten().split(1 << 20)
     return sum(len(part) - int(torch.isfinite(part).count_nonzero()) for part in parts)
 
@@ -210,5 +210,5 @@ def name_some(names: list[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    """The name, or, where it is for no eyes, what Python writes for it."""
+    """The name, or its repr where it is not printable or very long."""
     return name if name.isprintable() and len(name) < MAX_KEY else repr(name[:MAX_KEY])

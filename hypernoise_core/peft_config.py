@@ -1,4 +1,4 @@
-"""peft's LoRA configuration: the ranks and alphas it states, and what it states that we refuse."""
+"""peft's LoRA configuration: the ranks and alphas in it, and the options that are refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class PeftConfig:
         """Read an adapter_config.json.
 
         Raises:
-            AdapterError: it is no such file.
+            AdapterError: it is not such a file.
         """
         try:
             if (size := path.stat().st_size) > MAX_BYTES:
@@ -90,7 +90,7 @@ class PeftConfig:
 
 
 def refuse_unsupported(values: Mapping[str, Any]) -> None:
-    """Raise AdapterError that names the field and its value, where a field asks for more."""
+    """Raise an AdapterError that names the fields which ask for more than plain LoRA."""
     asked = [
         name
         for name, value in values.items()

@@ -1,7 +1,7 @@
 """ReNO (arXiv 2406.04312): gradient ascent on a reward, over the initial noise of each image.
 
-What a noise hypernetwork learns once, this does anew for every image. It starts from any noise, the
-hypernetwork's own among them.
+A noise hypernetwork learns once what this repeats for every image. It starts from any noise, also
+from that of a hypernetwork.
 """
 
 from __future__ import annotations

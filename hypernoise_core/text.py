@@ -1,4 +1,4 @@
-"""Texts that people type: which of them are prompts, and how they are shown on a terminal."""
+"""Text from users: which strings are valid prompts, and how text is shown on a terminal."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def expect_long_texts(*tokenizers: Any) -> None:
     no network gets to see the whole.
     """
     for tokenizer in tokenizers:
-        # What it notes after its first such warning.
+        # The tokenizer sets this itself after its first such warning.
         tokenizer.deprecation_warnings[_TOO_LONG] = True

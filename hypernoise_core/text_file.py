@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import Path
 
 STDIN = Path("-")
-"""What stands for the standard input where a file is read once."""
+"""The path that means standard input, where a file is read only once."""
 
 _LINE_END = re.compile("\r\n|\r|\n")
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # categories: control, format such as U+200B, spaces
@@ -25,7 +25,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no file, or not UTF-8; names the file and the line.
+        ValueError: it is not a file, or not UTF-8; names the file and the line.
     """
     try:
         text = _read(path).decode("utf-8-sig")

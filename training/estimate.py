@@ -45,7 +45,7 @@ class Estimate:
     """The frozen network, or this process's shard of it."""
     vae: int
     rewards: int
-    """About."""
+    """Approximate."""
     adapter: int
     gradients: int
     """Of the adapter."""
@@ -55,7 +55,7 @@ class Estimate:
     activations: int
     """Kept for the backward pass of one batch: hypernetwork pass, generator and VAE."""
     reward_activations: int
-    """The same of the rewards; about."""
+    """The same for the rewards; approximate."""
     peak: int
     """The most activations and their gradients at a time, without those of the rewards."""
     encoded_prompts: int
@@ -77,14 +77,14 @@ class Estimate:
         return [
             (self.network, "frozen network"),
             (self.vae, "VAE"),
-            (self.rewards, "rewards (about)"),
+            (self.rewards, "rewards (approximate)"),
             (self.adapter, "adapter, in float32"),
-            (self.gradients, "its gradients"),
-            (self.optimizer, "state of the optimizer"),
+            (self.gradients, "gradients of the adapter"),
+            (self.optimizer, "optimizer state"),
             (self.average, "moving average of the adapter"),
             (self.activations, "activations kept for the backward pass"),
-            (self.reward_activations, "those of the rewards (about)"),
-            (self.backward, "more at the peak of the backward pass"),
+            (self.reward_activations, "activations of the rewards (approximate)"),
+            (self.backward, "additional peak during the backward pass"),
         ]
 
     def lines(self) -> list[str]:
@@ -95,7 +95,7 @@ class Estimate:
             f"parameters: {self.network_parameters:,} frozen, {self.adapter_parameters:,} trained",
             "memory of each process:",
             *(f"{_gb(size)}  {what}" for size, what in self._parts() if size),
-            f"{_gb(self.total)}  in total, beside what the device's libraries take",
+            f"{_gb(self.total)}  in total, without the memory of the device's libraries",
             *([f"not counted: {unknown}, whose size is unknown"] if unknown else []),
             f"{_gb(self.encoded_prompts)}  on disk for 1000 encoded prompts, at most",
         ]

@@ -25,16 +25,16 @@ TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
 def default_rewards(model: str) -> str:
-    """The rewards of a model where none are named, as `parse_weights` takes them."""
+    """The default rewards of a model, as `parse_weights` takes them."""
     return TinyPreference.name if model in EMBEDDED else PAPER
 
 
 def model_folder(name: str, cache_dir: Path | None = None) -> Path:
-    """Where a model lies on this machine.
+    """Where a model is on this machine.
 
     Args:
         name: an embedded model (`tiny-sprint`), a published one (`sana`, `flux`, `sd-turbo`), a
-            folder in diffusers' layout, or the name of a repository that lies in the cache.
+            folder in diffusers' layout, or the name of a repository in the cache.
         cache_dir: None: the Hugging Face cache.
 
     Raises:
@@ -68,7 +68,7 @@ def model_folder(name: str, cache_dir: Path | None = None) -> Path:
 
 
 def model_identity(folder: Path, parts: Sequence[str] | None = None) -> str:
-    """What tells a model from others of its name, see `identity_of`.
+    """An identity of a model's content; see `identity_of`.
 
     Args:
         folder: from `model_folder`.

@@ -106,7 +106,7 @@ class Trainer:
         self._skipped_in_a_row = 0
         self._no_numbers: set[str] = set()  # what was none: images, scores of a reward
         self.is_whole = True
-        """Whether the state is that after `step` updates; not where one broke off midway."""
+        """Whether the state is that after `step` complete updates."""
         self._seconds_before = 0.0  # of a resumed run, so far
         self._stop = False
 
@@ -126,11 +126,11 @@ class Trainer:
         return self.trained
 
     def stop(self) -> None:
-        """Ends the run after the update that is under way, in all processes."""
+        """End the run after the current update, in all processes."""
         self._stop = True
 
     def updates(self) -> Iterator[Metrics]:
-        """Trains, and gives the metrics of each update, which are the same in every process.
+        """Train, and yield the metrics of each update, which are the same in every process.
 
         Means over the update's images: `loss`, each reward's name, `reward` (their weighted sum),
         `penalty` and `norm` (of the modulated noise). Also `grad_norm` before clipping, `lr`,
@@ -312,7 +312,7 @@ class Trainer:
 
     def _scores(self, images: Tensor, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """The rewards' scores (B,) by name, and the gradient of the images' losses in them; NaN
-        where an image is no number, as half precision overflows, which no reward would take."""
+        where an image is not finite, as when half precision overflows: no reward accepts those."""
         if not torch.isfinite(images).all():
             self._no_numbers.add("images")
             nan = torch.full_like(images[:, 0, 0, 0], torch.nan, dtype=torch.float32)
@@ -321,7 +321,7 @@ class Trainer:
 
     def _is_usable(self, loss: Tensor) -> bool:
         """Whether the gradient may be added. With a sharded generator no process can leave one out
-        alone: a loss that is no number makes the whole update useless then."""
+        alone: then one loss that is not finite spoils the whole update."""
         return self.config.shard or bool(torch.isfinite(loss).all())
 
     def _images(
@@ -354,7 +354,7 @@ class Trainer:
         return torch.tensor(values, device=self.accelerator.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on as if the run had not stopped."""
+        """All that `load_state_dict` needs to resume as if the run had not stopped."""
         return {
             "step": self.step,
             "skipped": self.skipped,
@@ -367,7 +367,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Restore a state from `state_dict`."""
         self.step, self.skipped = state["step"], state["skipped"]
         self._skipped_in_a_row = state["skipped_in_a_row"] % MAX_SKIPPED  # at the end: count anew
         self._seconds_before = state["seconds"]

@@ -1,4 +1,4 @@
-"""What a family of few-step generators has to tell: facts, and how to call its network."""
+"""The interface of a family of few-step generators: facts, and how to call its network."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Family(ABC):
     """
 
     name: ClassVar[str]
-    """How files and commands call it."""
+    """Its name in files and commands."""
     title: ClassVar[str]
-    """How people call it."""
+    """Its name in messages and reports."""
     pipeline_class: ClassVar[str]
     """Class name of the diffusers pipeline."""
     network_class: ClassVar[str]
@@ -35,11 +35,11 @@ class Family(ABC):
     network_attribute: ClassVar[str]
     """Where the pipeline keeps the network."""
     last_layer: ClassVar[str]
-    """The layer that gives its LoRA branch alone."""
+    """The layer that returns its LoRA branch alone."""
     alpha_per_rank: ClassVar[int]
     """LoRA alpha / rank in the reference's training."""
     timestep: ClassVar[float]
-    """What the hypernetwork's network is given as timestep: full noise."""
+    """Timestep of the hypernetwork's pass: full noise."""
     signature: ClassVar[str]
     """Pattern of the names of its Linear and Conv2d layers, all but names that families share."""
     text_tokens: ClassVar[int]
@@ -99,11 +99,11 @@ class Family(ABC):
     def lora_keys(self, layer: str, for_comfyui: bool = False) -> tuple[str, str]:
         """Keys of A and B of a layer in the file of a LoRA on the generator.
 
-        diffusers and ComfyUI both know them, except in families whose layers have no name that
-        both know.
+        diffusers and ComfyUI both read them, except in families whose layers have no name common to
+        both.
 
         Args:
-            for_comfyui: in such a family, the keys that ComfyUI knows instead of diffusers'.
+            for_comfyui: in such a family, the keys for ComfyUI instead of those for diffusers.
         """
         name = f"{self.network_attribute}.{layer}"
         return f"{name}.lora_A.weight", f"{name}.lora_B.weight"
@@ -151,7 +151,7 @@ class Family(ABC):
 
 
 def stock_default(pipeline: Any, argument: str) -> Any:
-    """The default that the stock pipeline's call gives to one of its arguments."""
+    """The default of an argument of the stock pipeline's call."""
     return inspect.signature(type(pipeline).__call__).parameters[argument].default
 
 

@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
 
 
 class ClipTokenizer:
-    """The tokenizer of OpenAI's and OpenCLIP's CLIPs; its vocabulary lies in open_clip_torch."""
+    """The tokenizer of OpenAI's and OpenCLIP's CLIPs; its vocabulary is part of open_clip_torch."""
 
     length = 77
 
@@ -63,7 +63,7 @@ class ClipEncoder(nn.Module, ABC):
     """A frozen CLIP: unit features of images and texts, in float32."""
 
     text_parts: ClassVar[tuple[str, ...]]
-    """What of `model` only texts need."""
+    """Parts of `model` that only texts need."""
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ClipEncoder(nn.Module, ABC):
 
     @property
     def scale(self) -> Tensor:
-        """What the cosine is multiplied by, a scalar."""
+        """Factor on the cosine, a scalar."""
         return self.model.logit_scale.float().exp()
 
     @abstractmethod
@@ -122,7 +122,7 @@ class ClipEncoder(nn.Module, ABC):
         """The weights of the text side by name: equal ones give equal text features.
 
         Raises:
-            ValueError: `fix_texts` has let go of them.
+            ValueError: `fix_texts` has dropped them.
         """
         if self._lookup is not None:
             raise ValueError("the texts of this CLIP are fixed: it has no text tower any more")
@@ -130,7 +130,7 @@ class ClipEncoder(nn.Module, ABC):
         return {name: w for name, w in weights if name.split(".")[0] in self.text_parts}
 
     def fix_texts(self, lookup: Callable[[Sequence[str]], Tensor]) -> None:
-        """From now on text features are looked up; the text tower and its memory are let go.
+        """From now on look text features up, and drop the text tower and its memory.
 
         Args:
             lookup: unit vectors (B, D) of B prompts on any device, as `text_features` gave them;

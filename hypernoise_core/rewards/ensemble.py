@@ -1,4 +1,4 @@
-"""Several rewards as one: the weighted sum of their scores."""
+"""Several rewards combined: the weighted sum of their scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .weights import WeightStore
 PAPER = "paper"
 """Name of the paper's four rewards with its weights."""
 
-# Passed on as they are, since callers know them by their type; older versions of torch have none.
+# Passed on unchanged, since callers check their type; older versions of torch have none.
 _DEVICE_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 
 
@@ -59,7 +59,7 @@ class Ensemble(nn.Module):
         members: by name, each with its weight.
 
     Raises:
-        ValueError: there is no member.
+        ValueError: there are no members.
     """
 
     def __init__(self, members: Mapping[str, tuple[Reward, float]]) -> None:
@@ -126,8 +126,8 @@ class Ensemble(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """What `scores` gives, detached, and the gradient of the sum of `image_losses`.
 
-        The rewards take turns, each with a backward pass of its own, so that no more than the
-        activations of one are kept.
+        Each reward runs its own backward pass before the next one starts, so the activations of
+        only one are kept.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
@@ -208,7 +208,7 @@ def load_rewards(
 
 
 def reward_identities(names: Iterable[str], folder: str | Path | None = None) -> dict[str, str]:
-    """What tells each reward's weights from others under its name, see `identity_of`.
+    """An identity of each reward's weights, which change under the same name; see `identity_of`.
 
     Args:
         names: of rewards that `load_rewards` finds there.
@@ -227,7 +227,7 @@ def score_in_batches(
 ) -> dict[str, Tensor]:
     """Each reward's scores (N,) by name, on the CPU and without gradient, for any number of images.
 
-    Where the device has not enough memory for a batch, it goes on with half as many at a time.
+    If the device runs out of memory, the batch size is halved and the batch is retried.
 
     Args:
         images: (N, 3, H, W) in [0, 1], on any device.

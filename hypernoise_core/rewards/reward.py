@@ -40,15 +40,15 @@ class Reward(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    """How files, commands and nodes call it."""
+    """Its name in files, commands and nodes."""
     title: ClassVar[str]
-    """How people call it."""
+    """Its name in messages and reports."""
     loss_offset: ClassVar[float] = 0.0
     """The loss in training is this minus the mean score, as in the reference's code."""
     paper_weight: ClassVar[float] = 0.0
     """Weight in the paper's ensemble; 0: not part of it."""
     embedded: ClassVar[bool] = False
-    """Whether its weights come along with the project."""
+    """Whether its weights are part of this repository."""
     files: ClassVar[tuple[WeightFile, ...]] = ()
     """What has to be downloaded."""
     size: ClassVar[NetworkSize | None] = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from hypernoise.hypernoise_core.errors import TensorFileError
+from hypernoise.hypernoise_core.errors import RewardError, TensorFileError
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
 from hypernoise.hypernoise_core.rewards import Ensemble, load_rewards
 from hypernoise.hypernoise_core.rewards.aesthetic import Aesthetic
@@ -443,7 +443,7 @@ def test_text_features_of_an_ensemble_are_computed_once_and_kept(images, tmp_pat
     assert before.keys() == after.keys()
     for name in before:
         assert torch.equal(before[name], after[name])
-    with pytest.raises(ValueError, match="not encoded in .* such as 'a zebra'"):
+    with pytest.raises(RewardError, match="not encoded in .* such as 'a zebra'"):
         rewards.scores(images[:1], ["a zebra"])
 
     again = ensemble()

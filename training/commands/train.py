@@ -1,4 +1,4 @@
-"""`hypernoise train`: a run in a folder. It may stop at any point and go on from there.
+"""`hypernoise train`: a run in a folder, which may stop at any point and be resumed.
 
 The folder holds config.toml, metrics.jsonl, report.html, checkpoints/, evaluations/, the adapter as
 of the last checkpoint (hypernoise.safetensors, or lora.safetensors of a fine-tune), and as of the
@@ -52,7 +52,7 @@ KL_IMAGES = 4
 
 _CHECKPOINTS = "checkpoints"
 _EVALUATION_SEED = 600_000_000
-_FREE_ON_RESUME = {  # what may change when a run goes on
+_FREE_ON_RESUME = {  # settings that may change when a run is resumed
     "steps",
     "epochs",
     "max_seconds",
@@ -76,7 +76,7 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
     """A run that is ready to train.
 
     Args:
-        resume: go on from the newest checkpoint in the run's folder; start where there is none.
+        resume: continue from the newest checkpoint in the run's folder; start if there is none.
 
     Raises:
         ValueError: the folder holds a run and `resume` is not asked for, or one with other settings
@@ -110,7 +110,7 @@ def _adapter_name(config: TrainingConfig) -> str:
 
 
 class Run:
-    """A training run and its folder; it goes on from the newest checkpoint there.
+    """A training run and its folder; it continues from the newest checkpoint there.
 
     Args:
         parts: from `prepare`.
@@ -224,7 +224,7 @@ class Run:
 
     @contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
-        """SIGTERM and the first Ctrl-C end the run after the update that is under way."""
+        """SIGTERM and the first Ctrl-C end the run after the current update."""
 
         def stop(number: int, frame: object) -> None:
             self.stopped_by = signal.Signals(number)
@@ -280,7 +280,7 @@ class Run:
         return ValueError(f"{error}. {resume}") if isinstance(error, ValueError) else None
 
     def _evaluate_if_due(self, at_the_end: bool = False) -> None:
-        """Not twice after the same update, where a run goes on."""
+        """Not twice after the same update when a run is resumed."""
         step = self.trainer.step
         if self.held_out is None or self._evaluated == step:
             return
@@ -307,7 +307,7 @@ class Run:
         self._warn()
 
     def _divergence(self) -> Metrics:
-        """How far the noise's distribution has moved, and how well the penalty stands for it."""
+        """How far the noise's distribution has moved, and how well the penalty measures that."""
         f = self.trainer.trained
         if self.config.train_type == "finetune" or not f.has_kl:
             return {}
@@ -351,7 +351,7 @@ class Run:
         save(self.trainer.trained, path)
 
     def _save_checkpoint(self, last: bool = False) -> None:
-        """Where it fails the run goes on with the earlier checkpoints, but not at the end."""
+        """If it fails the run continues with the earlier checkpoints, except at the end."""
         if not self.is_main:
             return
         state = self.trainer.state_dict() | {
@@ -414,7 +414,7 @@ class Run:
         return {"steps": self.trainer.plan.steps, "max_seconds": self.config.max_seconds}
 
     def _tell_of_new_length(self, before: dict[str, Any]) -> None:
-        """Says what another length does to a schedule that depends on it."""
+        """Warn of what another length does to a schedule that depends on it."""
         now, schedule = self._length, self.config.schedule
         if now == before or schedule == "constant":
             return
@@ -432,7 +432,7 @@ def _in_words(steps: int, max_seconds: float | None) -> str:
 
 
 def _fingerprint(config: TrainingConfig, parts: Parts) -> dict[str, Any]:
-    """What must be the same for a run to go on as if it had not stopped."""
+    """What must be unchanged for a run to resume as if it had not stopped."""
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE_ON_RESUME}
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
     prompts = {"prompts": parts.prompts.training, "held_out": parts.prompts.held_out}

@@ -56,7 +56,7 @@ class Gain:
 def paired_gain(base: Tensor, ours: Tensor) -> Gain:
     """Compares scores (N,) of N pairs; the interval is the percentile bootstrap's.
 
-    It is unknown for a single pair and where a score is no number.
+    It is unknown for a single pair and where a score is not finite.
     """
     low = high = float("nan")
     difference = (ours.double() - base.double()).numpy()
@@ -78,7 +78,7 @@ class Evaluation:
     f_squared: float | None
     """Mean f^2 of an element of the noise; None for a LoRA on the generator."""
     noise_prompt_replaced: float | None
-    """Mean total where the hypernetwork is told another prompt; None for a LoRA."""
+    """Mean total where the hypernetwork gets another prompt; None for a LoRA."""
     prompts: list[str]
     """Of the images that are kept to be shown."""
     rows: dict[str, Tensor]
@@ -146,7 +146,7 @@ class HeldOut:
     conditioning: Conditioning
     """A row for each prompt, on the CPU."""
     noise_conditioning: Conditioning
-    """One row: what the hypernetwork is told instead, to see what it takes from the prompt."""
+    """One row, given to the hypernetwork instead, to measure what it takes from the prompt."""
     seeds: Sequence[int]
     """One for each prompt."""
     size: tuple[int, int]
