@@ -339,10 +339,9 @@ class Run:
     def _write_report(self) -> None:
         config, plan = self.config, self.trainer.plan
         rewards = ", ".join(f"{weight:g} x {name}" for name, weight in config.rewards.items())
-        what = "LoRA on the generator" if config.train_type == "finetune" else "noise hypernetwork"
         summary = [
-            f"A {what} for {config.model}, trained for {self.trainer.step} of {plan.steps} updates "
-            f"on {len(plan.prompts)} prompts against {rewards}."
+            f"A {self.trainer.adapter.kind} for {config.model}, trained for {self.trainer.step} of "
+            f"{plan.steps} updates on {len(plan.prompts)} prompts against {rewards}."
         ]
         write_run_report(self.folder, f"Training {self.folder.name}", summary)
 

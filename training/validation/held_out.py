@@ -179,7 +179,7 @@ class HeldOut:
         if isinstance(adapter, GeneratorLora):
             with adapter.attached(self._family.network(self.pipeline)):
                 images = self._generate(None).images
-            return self._evaluation(self._scores(images), {"LoRA on the generator": images}, {})
+            return self._evaluation(self._scores(images), {adapter.kind: images}, {})
         made = self._generate(adapter)
         replaced = self._generate(adapter, self.noise_conditioning).images
         scores = self._scores(made.images) | {
