@@ -28,7 +28,7 @@ from passes import SIZES, TINY, make
 from timing import Run, flops, lora_flops, medians, peak_bytes
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
-from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork, modulate, predict_delta
+from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork, modulate, predict_change
 from hypernoise.hypernoise_core.lora import modules_by_name
 from hypernoise.hypernoise_core.rewards import Ensemble, WeightStore
 from hypernoise.hypernoise_core.rewards.tiny_preference import TinyPreference
@@ -106,7 +106,7 @@ def passes(
 
 
 def _modulated(several: list, network: Any, noise: torch.Tensor, conditioning: dict) -> object:
-    deltas = (predict_delta(f, network, noise, conditioning) for f in several)
+    deltas = (predict_change(f, network, noise, conditioning).delta for f in several)
     return modulate(noise, sum(deltas))
 
 

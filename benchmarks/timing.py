@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hypernoise.hypernoise_core.lora import LoraBranch
+from hypernoise.hypernoise_core.lora_branch import LoraBranch
 from hypernoise.training.memory import LiveBytes
 
 Run = Callable[[], object]

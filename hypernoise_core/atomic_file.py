@@ -1,4 +1,4 @@
-"""Writing a file so that a crash leaves the old one or the whole new one."""
+"""Atomic writes: after a crash a file is either the old one or the complete new one."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-_HALF = ".part"
+_SUFFIX = ".part"
 
 
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` to write into; at the end it is brought to the disk and renamed over it.
+    """A temporary file next to `path`; on success it is synced to disk and renamed to `path`.
 
-    Folders are made as needed. Where `path` is a link, all of this happens at what it leads to, and
-    it stays a link. A file that is replaced hands on its mode and, as far as this process may set
-    them, its owner and group.
+    Missing folders are created. If `path` is a symbolic link, its target is replaced and the link
+    stays. A replaced file passes on its mode and, where this process may set them, its owner and
+    group.
 
-    Where the block raises, or the disk is full, `path` stays as it was and nothing is left beside
-    it. A process that is killed, or a disk that becomes read-only, leaves the file beside, see
-    `remove_halves`.
+    If the block raises or the disk is full, `path` is unchanged and the temporary file is removed.
+    A killed process or a disk that becomes read-only leaves it behind: see
+    `remove_temporary_files`.
 
     Raises:
-        OSError: it cannot be written, or is there and no regular file; names `path`.
+        OSError: `path` cannot be written, or exists and is not a regular file; names `path`.
     """
     name = None
     try:
         target = write_target(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(_HALF, _beginning(target), target.parent)
+        descriptor, name = tempfile.mkstemp(_SUFFIX, _prefix(target), target.parent)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
@@ -44,25 +44,31 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         os.replace(name, target)
     except BaseException as error:
         if name is not None:
-            with suppress(OSError):  # the disk has become read-only: `remove_halves`, later
+            with suppress(
+                OSError
+            ):  # the disk has become read-only: `remove_temporary_files`, later
                 Path(name).unlink(missing_ok=True)
-        # A full disk names no file, and nobody knows the one beside.
-        if isinstance(error, OSError) and error.errno and (error.filename or _HALF).endswith(_HALF):
+        # A full disk names no file, and the temporary file's name says nothing to the user.
+        if (
+            isinstance(error, OSError)
+            and error.errno
+            and (error.filename or _SUFFIX).endswith(_SUFFIX)
+        ):
             error.filename = str(path)
         raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes the whole file or none of it, see `atomic_writer`."""
+    """Write the whole file or none of it; see `atomic_writer`."""
     with atomic_writer(path) as file:
         file.write(content)
 
 
 def write_target(path: Path) -> Path:
-    """The file that `atomic_writer` writes for `path`: what a link leads to, there or not.
+    """The file that `atomic_writer` replaces for `path`: the target of a link, whether it exists.
 
     Raises:
-        OSError: it is there and no regular file, a link leads in a circle, or a name is too long;
+        OSError: it exists and is not a regular file, links form a loop, or a name is too long;
             names `path`.
     """
     try:
@@ -72,37 +78,41 @@ def write_target(path: Path) -> Path:
     else:
         if not stat.S_ISREG(mode):
             code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-            raise OSError(code, f"{os.strerror(code)}: no regular file", str(path))
+            raise OSError(code, f"{os.strerror(code)}: not a regular file", str(path))
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def remove_halves(folder: Path, older_than: float = 0) -> None:
-    """Deletes what killed processes were writing in a folder, and what they were writing for its
-    links beside the files that these lead to, as far as it may be deleted.
+def remove_temporary_files(folder: Path, older_than: float = 0) -> None:
+    """Delete the temporary files that killed processes left in a folder.
+
+    Includes those beside the targets of the folder's links. Files that cannot be deleted stay.
 
     Args:
-        older_than: in seconds; above 0 where another process may be writing.
+        older_than: only files of at least this age in seconds; above 0 where another process may
+            be writing.
     """
-    halves = list(folder.glob(f".*{_HALF}"))
+    found = list(folder.glob(f".*{_SUFFIX}"))
     for link in folder.glob("*"):
         if link.is_symlink():
             target = Path(os.path.realpath(link))
-            halves += target.parent.glob(f"{_beginning(target)}*{_HALF}")
-    for half in halves:
+            found += target.parent.glob(f"{_prefix(target)}*{_SUFFIX}")
+    for file in found:
         with suppress(OSError):  # another process was faster, or the folder is read-only
-            if half.stat().st_mtime <= time.time() - older_than:
-                half.unlink()
+            if file.stat().st_mtime <= time.time() - older_than:
+                file.unlink()
 
 
-def _beginning(target: Path) -> str:
-    """Of the names of a file's halves: short, so that the file's own may be as long as can be."""
+def _prefix(target: Path) -> str:
+    """Of a file's temporary files: short, so that the file's own name may be of any length."""
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()
     return f".hypernoise.{digest[:12]}."
 
 
 def _hand_on(target: Path, name: str) -> None:
-    """Gives a new file the mode, owner and group of the one that it will replace; else those of any
-    new file, where mkstemp's own mode would keep other users out."""
+    """Give a new file the mode, owner and group of the file it replaces.
+
+    Without one it gets the usual mode of a new file: mkstemp's own keeps other users out.
+    """
     try:
         old, new = target.stat(), os.stat(name)
     except FileNotFoundError:

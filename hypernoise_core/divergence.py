@@ -69,7 +69,7 @@ def kl_terms(
     two are equal to first order in J, so that their difference is far more accurate than either.
 
     Args:
-        f: such as `lambda x: predict_delta(hypernetwork, network, x, conditioning)`.
+        f: such as `lambda x: hypernetwork(network, x, conditioning)`.
         noise: x ~ N(0, I), (B, C, H, W).
         probes: vectors of random signs for each image; the error falls with the root of B x probes.
         steps: Lanczos steps from a probe, each a forward-mode and a backward pass; no more than d
@@ -228,4 +228,4 @@ def _random_signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"{name} starts at 1, got {count}")
+            raise ValueError(f"{name} must be at least 1, got {count}")

@@ -1,4 +1,4 @@
-"""Ways of running a network that forward hooks meet: compiled, checkpointed, in several threads."""
+"""How networks run while forward hooks are on them: compiled, checkpointed, in several threads."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _turns_lock = Lock()
 
 
 def turn_of(network: nn.Module) -> AbstractContextManager:
-    """The lock of a network, for `with`: a thread waits there until no other one is inside.
+    """The reentrant lock of a network, for `with`.
 
-    What a pass of a hypernetwork puts on the frozen network, every thread that runs it would run
-    with. A thread that has the lock may take it again.
+    A hypernetwork's pass puts hooks on the frozen network, and every thread that runs the network
+    meanwhile would run with them.
     """
     plain = network._modules.get("_orig_mod", network)  # torch.compile wraps it, in place of a copy
     with _turns_lock:
@@ -51,7 +51,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 @contextmanager
 def _uncompiled(modules: Collection[nn.Module]) -> Iterator[None]:
-    """Give compiled modules their plain calls for a while."""
+    """Give compiled modules their plain calls for a while: torch below 2.6 has no switch for it."""
     wrappers = [module for module in modules if "_orig_mod" in module._modules]
     forwards = [module.forward for module in wrappers]
     calls = [module._compiled_call_impl for module in modules]
@@ -74,8 +74,9 @@ def recomputed_inside(
 ) -> Iterator[None]:
     """Let the blocks checkpointed in calls made here be recomputed inside `context` as well.
 
-    diffusers' networks hand each checkpointed block to `_gradient_checkpointing_func`; backward
-    calls the block again, long after the context that surrounded its first call has ended.
+    Backward calls a checkpointed block again, long after the context of its first call has ended.
+    diffusers' networks pass each such block to their attribute `_gradient_checkpointing_func`,
+    which is replaced for a while: there is no public way to wrap a recomputation.
 
     Args:
         modules: all of the network.
@@ -115,6 +116,7 @@ def checkpoint_block(block: nn.Module) -> None:
     """
     if hasattr(block, "_forward_without_checkpoint"):
         return
+    # On the instance, since a wrapping module would rename the block's parameters and hooks.
     forward = block._forward_without_checkpoint = block.forward
 
     def recomputing(*args: Any, **kwargs: Any) -> Any:

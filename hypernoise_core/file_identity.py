@@ -1,6 +1,6 @@
 """What a file or folder is, by its content: results are kept under it, and never taken for others.
 
-Names do not tell: weights are replaced in place, and a name in a cache moves on to newer files.
+Names are not enough: weights are replaced in place, and a name in a cache moves on to newer files.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _sha256(path: Path, size: int, time: int) -> str:
 
 
 def published_sha256(path: Path, top: Path) -> str | None:
-    """The SHA-256 that the hub told of a file when it was downloaded; it does so for large ones.
+    """The SHA-256 that the hub published for a file when it was downloaded; only for large files.
 
     Args:
         top: the folder that the file's repository was downloaded to, if not to the cache.

@@ -10,33 +10,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import AdapterError
 from .execution import turn_of
 from .families import Conditioning, Family, family_of_pipeline
 from .hypernetwork import (
     NoiseHypernetwork,
     draw_noise,
     modulate,
-    predict_delta,
+    predict_change,
     seed_generators,
 )
-from .metadata import AdapterError
 from .text import check_prompts
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What a run made, all on the CPU in float32 apart from the conditioning's own dtypes."""
+    """The result of `generate`, on the CPU in float32, but for the conditioning's own dtypes."""
 
     images: Tensor
     """(B, 3, height, width) in [0, 1]."""
     noise: Tensor
     """x0 before modulation, (B, C, H, W)."""
+    output: Tensor | None
+    """f(x0, c), (B, C, H, W); None without a hypernetwork, zeros at strength 0."""
     delta: Tensor | None
-    """strength * f(x0, c), (B, C, H, W); None without a hypernetwork."""
+    """What was added to x0, (B, C, H, W); see `NoiseChange`."""
     latents: Tensor
-    """What the decoder got, (B, C, H, W)."""
+    """Input of the decoder, (B, C, H, W)."""
     conditioning: Conditioning
-    """The encoded prompts; give it to another run of the same prompts to save the encoding."""
+    """The encoded prompts; pass it to another call for the same prompts to skip the encoding."""
 
 
 def encode_prompts(
@@ -51,11 +53,11 @@ def encode_prompts(
         Tensors with one row for each of `prompts`.
 
     Raises:
-        ValueError: there is no prompt, or one is no text.
+        ValueError: there is no prompt, or one is not a string.
     """
     check_prompts(prompts)
     if not prompts:
-        raise ValueError("no prompt: encoding takes at least one")
+        raise ValueError("no prompts: give at least one")
     family = family_of_pipeline(pipeline)
     unique = list(dict.fromkeys(prompts))
     with turn_of(family.network(pipeline)):
@@ -69,7 +71,7 @@ def encode_prompts(
 
 
 def join_batches(parts: list[Tensor]) -> Tensor:
-    """Batches behind each other; where prompts differ in length (dimension 1), padded with 0."""
+    """Concatenate batches; where prompts differ in length (dimension 1), pad with 0."""
     if parts[0].ndim > 1:
         longest = max(part.shape[1] for part in parts)
         parts = [
@@ -110,8 +112,8 @@ def generate(
         batch_size: images computed at a time.
         conditioning: of these prompts, from an earlier run or `encode_prompts`; None: encode now.
         noise: (B, C, H, W) instead of the seeds' own.
-        noise_conditioning: what the hypernetwork is told instead of the prompts, B rows, or one for
-            all images; the generator still gets the prompts.
+        noise_conditioning: given to the hypernetwork instead of the prompts' own, B rows, or one
+            for all images; the generator still gets the prompts.
 
     Raises:
         ValueError: sizes or counts that do not go together.
@@ -135,24 +137,26 @@ def generate(
     drawn = draw_noise(shape, generators)
     noise = drawn if noise is None else noise.to("cpu", torch.float32)
 
-    device = pipeline._execution_device
+    device = pipeline._execution_device  # not `device`: that is the CPU where parts are offloaded
     network = family.network(pipeline)
-    deltas, latents, images = [], [], []
+    outputs, deltas, latents, images = [], [], [], []
     for rows in _slices(len(prompts), batch_size):
         x0 = noise[rows].to(device)
         c = {name: tensor[rows].to(device) for name, tensor in conditioning.items()}
         with turn_of(network):
             if hypernetwork is not None:
                 c_noise = {name: tensor[rows].to(device) for name, tensor in told.items()}
-                delta = predict_delta(hypernetwork, network, x0, c_noise, strength)
-                x0 = modulate(x0, delta)
-                deltas.append(delta.cpu())
+                change = predict_change(hypernetwork, network, x0, c_noise, strength)
+                x0 = modulate(x0, change.delta)
+                outputs.append(change.output.cpu())
+                deltas.append(change.delta.cpu())
             latents.append(family.denoise(pipeline, x0, c, steps, generators[rows]))
             images.append(family.decode(pipeline, latents[-1]).cpu())
         latents[-1] = latents[-1].cpu()
     return Generated(
         images=torch.cat(images),
         noise=noise,
+        output=torch.cat(outputs) if outputs else None,
         delta=torch.cat(deltas) if deltas else None,
         latents=torch.cat(latents),
         conditioning=conditioning,
@@ -173,7 +177,7 @@ def _repeated(conditioning: Conditioning, count: int) -> Conditioning:
         if tensor.shape[0] not in (1, count):
             raise ValueError(
                 f"noise_conditioning has {tensor.shape[0]} rows of {name} for {count} prompts; "
-                f"give one each, or one for all"
+                f"give one row for each, or one for all"
             )
     return {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in conditioning.items()}
 
@@ -203,15 +207,15 @@ def _check_counts(
     check_prompts(prompts)
     if not prompts or len(prompts) != len(seeds):
         raise ValueError(
-            f"one seed for each image and at least one: got {len(prompts)} prompts and "
+            f"give one seed for each image, and at least one image: got {len(prompts)} prompts and "
             f"{len(seeds)} seeds; repeat a prompt to make several images of it"
         )
     if steps < 1 or batch_size < 1:
-        raise ValueError(f"steps and batch_size start at 1, got {steps} and {batch_size}")
+        raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
     if noise is not None and tuple(noise.shape) != (len(prompts), *shape):
         raise ValueError(
-            f"the noise is {tuple(noise.shape)}, {len(prompts)} images of this size take "
-            f"{(len(prompts), *shape)}"
+            f"the noise has the shape {tuple(noise.shape)}; {len(prompts)} images of this size "
+            f"need {(len(prompts), *shape)}"
         )
     for name, tensor in (conditioning or {}).items():
         if tensor.shape[0] != len(prompts):

@@ -14,27 +14,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .adapter import find_weights, load_adapter, read_header
 from .atomic_file import write_atomically
-from .families import Family, get_family
-from .hypernetwork import NoiseHypernetwork
-from .lora import LoraBranch, attach, own_targets
+from .errors import AdapterError
+from .families import Family, family_of_adapter, get_family
+from .lora import attach, own_targets
 from .lora_adapter import LoraAdapter, initial_branches
-from .metadata import (
-    GENERATOR_LORA,
-    AdapterError,
-    AdapterMetadata,
-    is_generator_lora,
-    is_hypernoise_header,
-)
+from .lora_branch import LoraBranch
+from .metadata import GENERATOR_LORA, AdapterMetadata
 from .module_names import parse_weights
-from .tensor_file import TensorFileError, is_safetensors, read_tensors, to_safetensors
-
-COMFYUI_PREFIX = "diffusion_model."  # before ComfyUI's own names of a network's layers
+from .tensor_file import is_safetensors, to_safetensors
 
 
 class GeneratorLora(LoraAdapter):
     """The LoRA weights; the frozen network they act on is an argument of `attached`."""
+
+    kind = "LoRA on the generator"
 
     @classmethod
     def initialise(
@@ -118,10 +112,10 @@ def save_generator_lora(
     """
     path = Path(path)
     if not is_safetensors(path):
-        raise ValueError(f"a LoRA is written as one .safetensors file, not as {path}")
+        raise ValueError(f"a LoRA is saved as one .safetensors file, not as {path}")
     tensors = {}
     for name, branch in lora.branches.items():
-        down, up = _keys(lora.family, name, for_comfyui)
+        down, up = lora.family.lora_keys(name, for_comfyui)
         tensors[down] = _stored(branch.down, dtype, name)
         tensors[up] = _stored(branch.up.float() * branch.scale, dtype, name)
     metadata = replace(lora.metadata, alpha=float(lora.metadata.rank))
@@ -133,77 +127,25 @@ def save_generator_lora(
 def _stored(weight: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     stored = weight.detach().to("cpu", dtype).contiguous()
     if not torch.isfinite(stored).all():
-        raise ValueError(f"weights of {name} are too large for {dtype}, or no numbers")
+        raise ValueError(f"weights of {name} are too large for {dtype}, or not finite")
     return stored
 
 
-def _keys(family: Family, layer: str, for_comfyui: bool) -> tuple[str, str]:
-    """The keys of A and B, such that diffusers and ComfyUI both know them where they can."""
-    if family.network_attribute == "unet":
-        # Of diffusers' old names, those that ComfyUI has kept: attention's differ from the rest.
-        if ".to_" in layer:
-            layer = layer.removesuffix(".0").replace(".to_", ".processor.to_") + "_lora"
-        else:
-            layer += ".lora"
-        return f"unet.{layer}.down.weight", f"unet.{layer}.up.weight"
-    own_names = for_comfyui and family.name == "sana_sprint"
-    prefix = COMFYUI_PREFIX if own_names else f"{family.network_attribute}."
-    return f"{prefix}{layer}.lora_A.weight", f"{prefix}{layer}.lora_B.weight"
-
-
-def _plain(key: str) -> str:
-    """A key of `_keys` in the form that is read everywhere."""
-    if ".processor." in key:
-        key = key.replace(".processor.", ".").replace(".to_out_lora.", ".to_out.0_lora.")
-    return key.replace("_lora.", ".lora.")
-
-
-def load_generator_lora(path: str | Path) -> GeneratorLora:
-    """Read what `save_generator_lora` wrote.
-
-    Returns:
-        The LoRA on the CPU, in the dtype of the file; its parameters take gradients. It computes
-        what the saved one did, with alpha = rank.
-
-    Raises:
-        AdapterError: the file is missing, damaged, or a LoRA of another kind.
-    """
-    weights = find_weights(Path(path))
-    try:
-        # Nodes run in inference mode, whose tensors could never be trained later.
-        with torch.inference_mode(False):
-            return _build(*read_tensors(weights))
-    except TensorFileError as error:
-        raise AdapterError(str(error)) from error
-    except AdapterError as error:
-        raise AdapterError(f"{path}: {error}") from error
-
-
-def load_either(
-    path: str | Path, *, alpha: float | None = None
-) -> NoiseHypernetwork | GeneratorLora:
-    """Read a noise hypernetwork or a LoRA on the generator, whichever the file says it is.
+def build_generator_lora(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> GeneratorLora:
+    """The LoRA that a file of `save_generator_lora` holds, with alpha = rank.
 
     Args:
-        alpha: of a noise hypernetwork that does not tell it; see `load_adapter`.
+        tensors: by the names in the file.
+        header: entries of its header.
 
     Raises:
-        AdapterError: the file cannot be read, or tells its scale and alpha is given.
+        AdapterError: the header or the weights are damaged.
     """
-    if not is_generator_lora(read_header(find_weights(Path(path)))):
-        return load_adapter(path, alpha=alpha)
-    if alpha is not None:
-        raise AdapterError(f"{path} holds its scale in B, but alpha was given: leave it out")
-    return load_generator_lora(path)
-
-
-def _build(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> GeneratorLora:
-    if not is_generator_lora(header):
-        found = "a noise hypernetwork" if is_hypernoise_header(header) else "another file"
-        raise AdapterError(f"this is {found}, not a LoRA on the generator that hypernoise trained")
-    layers = parse_weights({_plain(key): tensor for key, tensor in tensors.items()}).layers
+    metadata = AdapterMetadata.from_header(header)
+    family = family_of_adapter(metadata.family, metadata.last_layer)
+    layers = parse_weights({family.plain_lora_key(key): t for key, t in tensors.items()}).layers
     branches = {
         name: LoraBranch(weights.down, weights.up, alpha=weights.down.shape[0])
         for name, weights in layers.items()
     }
-    return GeneratorLora(branches, AdapterMetadata.from_header(header))
+    return GeneratorLora(branches, metadata)

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, or a mirror of it: whatever goes wrong on the way is one message."""
+"""Downloads from the Hugging Face hub or a mirror: every failure becomes one clear message."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def arriving(what: str) -> Iterator[None]:
     """Around calls of huggingface_hub, or of datasets, that may download.
 
     Args:
-        what: is to arrive, for the message.
+        what: name of the download, for the message.
 
     Raises:
-        OSError: it did not; names it, the place that was asked, and what to do.
+        OSError: the download failed; names it, the server, and what to do.
     """
     from huggingface_hub import constants
 
@@ -28,8 +28,8 @@ def arriving(what: str) -> Iterator[None]:
             below = below.__cause__
         said = ": ".join(dict.fromkeys([_in_one_line(error), _in_one_line(below)]))
         raise OSError(
-            f"{what} did not arrive from {constants.ENDPOINT}: {said}; try again, or look at the "
-            f"network, at the name, and at HF_ENDPOINT if a mirror is set there"
+            f"{what} could not be downloaded from {constants.ENDPOINT}: {said}; try again, or "
+            f"check the network, the name, and HF_ENDPOINT if it names a mirror"
         ) from error
 
 

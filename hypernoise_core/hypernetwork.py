@@ -1,23 +1,36 @@
 """The method: a noise hypernetwork f, and the noise it modulates (arXiv 2508.09968).
 
 f is the frozen generator's own network with LoRA branches on it, whose last layer gives its branch
-alone, so that f = 0 while the branches are zero. The generator then runs on x0 + f(x0, c).
+alone, so f = 0 while the branches are zero. The generator then runs on x0 + f(x0, c).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .errors import AdapterError
 from .families import Conditioning, Family, get_family
-from .lora import LoraBranch, LoraTarget, attach, own_targets
+from .lora import attach, own_targets
 from .lora_adapter import LoraAdapter, initial_branches
-from .metadata import AdapterError, AdapterMetadata
+from .lora_branch import LoraBranch, LoraTarget
+from .metadata import AdapterMetadata
 
 _SEEDS = (-(2**63), 2**64 - 1)  # what torch takes
+
+
+class NoiseChange(NamedTuple):
+    """What f says about noise x0; both tensors are (B, C, H, W) in the noise's dtype."""
+
+    output: Tensor
+    """f(x0, c)."""
+    delta: Tensor
+    """What is added to x0: strength * f(x0, c), or strength * (f(x0, c) - x0) for an f that
+    replaces the noise."""
 
 
 class NoiseHypernetwork(LoraAdapter):
@@ -30,6 +43,8 @@ class NoiseHypernetwork(LoraAdapter):
     Raises:
         AdapterError: the last layer has no branch, so f is not defined.
     """
+
+    kind = "noise hypernetwork"
 
     def __init__(self, branches: Mapping[str, LoraBranch], metadata: AdapterMetadata) -> None:
         super().__init__(branches, metadata)
@@ -61,7 +76,7 @@ class NoiseHypernetwork(LoraAdapter):
             network: the frozen network of a diffusers pipeline.
             adapt_depthwise: also adapt grouped convolutions, as the released SANA-Sprint adapters
                 do (dense factors, which peft >= 0.16 cannot open).
-            last_layer: the layer that gives its branch alone; None: the family's own.
+            last_layer: the layer that returns its branch alone; None: the family's.
             replaces_noise: f takes the noise's place instead of being added to it.
             generator: a CPU generator for A.
             base_model: repository or folder of the generator, for the metadata.
@@ -100,10 +115,18 @@ class NoiseHypernetwork(LoraAdapter):
         targets = own_targets(self.layer_names) if targets is None else targets
         return attach(network, self.branches, targets, self.last_layer)
 
-    def delta(self, output: Tensor, noise: Tensor) -> Tensor:
-        """What f's output does to the noise x0, both (B, C, H, W): the output itself, or, where it
-        takes the noise's place, the way from there to it."""
-        return output - noise if self.metadata.replaces_noise else output
+    @property
+    def has_kl(self) -> bool:
+        """Whether the KL estimates of divergence.py apply to f.
+
+        They do not where f replaces the noise: x0 + delta then keeps nothing of x0.
+        """
+        return not self.metadata.replaces_noise
+
+    def change(self, output: Tensor, noise: Tensor, strength: float = 1.0) -> NoiseChange:
+        """What an output of f means for the noise x0, both (B, C, H, W)."""
+        delta = output - noise if self.metadata.replaces_noise else output
+        return NoiseChange(output, delta if strength == 1 else strength * delta)
 
     def forward(self, network: nn.Module, noise: Tensor, conditioning: Conditioning) -> Tensor:
         """f(x0, c) at strength 1.
@@ -111,7 +134,7 @@ class NoiseHypernetwork(LoraAdapter):
         Args:
             network: the family's diffusers network.
             noise: x0 ~ N(0, 1), (B, C, H, W).
-            conditioning: what `Family.encode` gives for B prompts.
+            conditioning: from `Family.encode` for B prompts.
 
         Returns:
             (B, C, H, W) in the noise's dtype.
@@ -121,7 +144,7 @@ class NoiseHypernetwork(LoraAdapter):
 
 
 def check_seeds(seeds: Iterable[int]) -> None:
-    """Makes sure that torch takes each of them.
+    """Check that torch accepts each seed.
 
     Raises:
         ValueError: names the one that is out of range.
@@ -180,22 +203,28 @@ def sample_noise(
     return draw_noise(shape, seed_generators(seeds), device=device, dtype=dtype)
 
 
-def predict_delta(
+def predict_change(
     hypernetwork: NoiseHypernetwork,
     network: nn.Module,
     noise: Tensor,
     conditioning: Conditioning,
     strength: float = 1.0,
-) -> Tensor:
-    """What is added to the noise at a strength, (B, C, H, W); 0 runs no pass and gives zeros."""
+) -> NoiseChange:
+    """f(x0, c), and what is added to the noise at a strength.
+
+    Args:
+        network: the family's diffusers network.
+        noise: x0 ~ N(0, 1), (B, C, H, W).
+        conditioning: from `Family.encode` for B prompts.
+        strength: 0 runs no pass and gives zeros.
+    """
     if strength == 0:
-        return torch.zeros_like(noise)
-    delta = hypernetwork.delta(hypernetwork(network, noise, conditioning), noise)
-    return delta if strength == 1 else strength * delta
+        return NoiseChange(torch.zeros_like(noise), torch.zeros_like(noise))
+    return hypernetwork.change(hypernetwork(network, noise, conditioning), noise, strength)
 
 
 def modulate(noise: Tensor, delta: Tensor) -> Tensor:
-    """x0' = x0 + f(x0, c), the noise the generator runs on; (B, C, H, W)."""
+    """x0 + delta, the noise that the generator runs on; (B, C, H, W)."""
     return noise + delta
 
 

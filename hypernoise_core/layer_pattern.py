@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .errors import PatternError
+
 FORMS = r"names, \. . \d \w [0-9] with * + or ? behind one of these, (a|b), (a)?, ^ and $"
 """What a pattern may be made of, for error messages."""
 DEEPEST = 20
@@ -34,10 +36,6 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-
-
-class PatternError(ValueError):
-    """A pattern that is not of the grammar."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +103,16 @@ def _parse(pattern: str) -> tuple[_Choice, bool]:
     while place < len(pattern):
         token = _TOKEN.match(pattern, place)
         if token is None:
-            raise PatternError(f"{pattern[place : place + 20]!r} in it is not read")
+            raise PatternError(f"{pattern[place : place + 20]!r} is not supported")
         place = token.end()
         sequence = open_choices[-1][-1]
         if token["group"]:
             if len(open_choices) > DEEPEST:
-                raise PatternError(f"it has more than {DEEPEST} groups in groups")
+                raise PatternError(f"it nests more than {DEEPEST} groups")
             open_choices.append([[]])
         elif token["end"]:
             if len(open_choices) == 1:
-                raise PatternError("it closes a group that it has not opened")
+                raise PatternError("it closes a group that was never opened")
             closed = _Choice(open_choices.pop(), token["end"] == ")?")
             open_choices[-1][-1].append(closed)
         elif token["choice"]:
@@ -127,7 +125,7 @@ def _parse(pattern: str) -> tuple[_Choice, bool]:
             spreads |= token["repeat"] in ("*", "+")
             sequence.append(_Kind(_one(token["literal"] or token["kind"]), token["repeat"]))
     if len(open_choices) > 1:
-        raise PatternError("it opens a group that it does not close")
+        raise PatternError("it opens a group that is never closed")
     return _joined(_Choice(open_choices[0])), spreads
 
 
@@ -136,7 +134,7 @@ def _one(source: str) -> re.Pattern[str]:
     try:
         return re.compile(source)
     except re.error as error:  # [z-a]
-        raise PatternError(f"{source!r} in it is no set of characters") from error
+        raise PatternError(f"{source!r} is not a set of characters") from error
 
 
 def _joined(choice: _Choice) -> _Choice:

@@ -24,6 +24,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from .errors import LibraryFolderError
 from .strict_json import parse_object
 from .tensor_file import open_safetensors
 from .text_file import read_text
@@ -70,10 +71,6 @@ _WEIGHTS = re.compile(
 """What the libraries look for: weights in one file, or the index of their parts."""
 
 
-class LibraryFolderError(ValueError):
-    """A folder that would run code, read files outside of itself, or build what has no weights."""
-
-
 def check_pipeline(folder: Path, parts: Sequence[str] | None = None) -> None:
     """Makes sure that these parts of a pipeline are the libraries' own and hold what `check_part`
     asks for.
@@ -90,7 +87,7 @@ def check_pipeline(folder: Path, parts: Sequence[str] | None = None) -> None:
     index = read_json(path)
     if not isinstance(index.get("_class_name"), str):
         raise LibraryFolderError(
-            f"{path} asks for a pipeline class of its own, {index.get('_class_name')!r:.60}; only "
+            f"{path} asks for a custom pipeline class, {index.get('_class_name')!r:.60}; only "
             f"diffusers' are loaded"
         )
     if parts is None:
@@ -104,7 +101,7 @@ def check_pipeline(folder: Path, parts: Sequence[str] | None = None) -> None:
                 f"{' and '.join(LIBRARIES)} are loaded"
             )
         if not (folder / name).is_dir():
-            raise LibraryFolderError(f"{folder} has no folder {name}: get the whole model")
+            raise LibraryFolderError(f"{folder} has no folder {name}: download the complete model")
         check_part(folder / name, _library_class(path, name, *library))
 
 
@@ -134,7 +131,7 @@ def check_part(folder: Path, loaded: type) -> None:
     _check_code(folder)
     if (adapter := folder / "adapter_config.json").exists():
         raise LibraryFolderError(
-            f"{adapter} makes transformers load another model; take it out of the folder"
+            f"{adapter} makes transformers load another model; remove it from the folder"
         )
     for path in sorted(folder.glob("*.json")):
         if path.name in ("tokenizer.json", "vocab.json"):  # large, and read by tokenizers alone
@@ -167,14 +164,14 @@ def _check_config(path: Path, content: Mapping[str, Any], taker: Any, within: st
             continue
         if largest := _too_large(value):
             raise LibraryFolderError(
-                f"{path} sets {shown:.100} to {largest:.3g}, and nothing in a network is that large"
+                f"{path} sets {shown:.100} to {largest:.3g}, which is too large for a network"
             )
         if _is_inert(value) or (drops_texts and isinstance(value, str) and key != "auto_map"):
             continue
         if key not in _ABOUT and (key not in known or not _are_words(value)):
             raise LibraryFolderError(
-                f"{path} asks for code, files or settings of its own with {shown:.100}, which is "
-                f"not followed; take that out, or get the model from its authors"
+                f"{path} asks for custom code, files or settings with {shown:.100}, which is "
+                f"not followed; remove that, or download the model from its authors"
             )
 
 
@@ -189,8 +186,8 @@ def _check_settings(path: Path, content: Mapping[str, Any]) -> None:
             or outside
         ):
             raise LibraryFolderError(
-                f"{path} asks for code or files of its own with {key}, which is not followed; take "
-                f"that out, or get the model from its authors"
+                f"{path} asks for custom code or files with {key}, which is not followed; remove "
+                f"that, or download the model from its authors"
             )
 
 
@@ -270,7 +267,7 @@ def building_from(folder: Path) -> Iterator[None]:
             raise LibraryFolderError(
                 f"the configuration in {folder} asks for a larger network than "
                 + (f"the {tensors} tensors beside it are for" if files else "there is")
-                + "; get the model from its authors"
+                + "; download the model from its authors"
             )
 
     hooks = (
@@ -326,8 +323,8 @@ def _check_code(folder: Path) -> None:
     """diffusers runs some files for their names, such as None.py and tokenizer/transformers.py."""
     if code := sorted(path.name for path in folder.glob("*.py")):
         raise LibraryFolderError(
-            f"{folder} holds code ({code[0]:.60}), which is not run; take it out, or get the model "
-            f"from its authors"
+            f"{folder} holds code ({code[0]:.60}), which is not run; remove it, or download the "
+            f"model from its authors"
         )
 
 
@@ -338,7 +335,8 @@ def _check_index(path: Path, content: Mapping[str, Any]) -> None:
     for name in sorted(names):
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise LibraryFolderError(
-                f"{path} names {name!r:.100} as a part; parts are .safetensors files beside it"
+                f"{path} names {name!r:.100} as a part; parts must be .safetensors files in the "
+                f"same folder"
             )
 
 

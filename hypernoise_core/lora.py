@@ -1,95 +1,24 @@
 """LoRA branches on the modules of a frozen network, through forward hooks inside a context manager.
 
-The network is never changed: no weight is written to, and every hook is gone when the context ends,
-whatever ended it. A branch is computed beside its layer or, where that costs less and no gradient
-is recorded, inside its weight (lora_merge.py). Letters: r rank, i and o input and output features,
-kh and kw kernel size.
+The network never changes: no weight is written to, and every hook is gone when the context ends,
+also after an exception. A branch is computed next to its layer or, where that costs less and no
+gradient is recorded, inside its weight (lora_merge.py). Letters: r rank, i and o input and output
+features, kh and kw kernel size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .execution import recomputed_inside, run_eagerly, turn_of
+from .lora_branch import LoraBranch, LoraTarget, Placement
 from .lora_merge import break_even, can_merge, merged_weight
 
 _WRAPPER = "_orig_mod"  # of torch.compile
-
-
-@dataclass(frozen=True)
-class LoraTarget:
-    """Where a named layer of an adapter lands on a network.
-
-    Networks that fuse layers (q, k, v in one Linear) take several adapter layers on one module,
-    each on its own slice of the output features.
-    """
-
-    module: str
-    """Path of the module in the network."""
-    offset: int = 0
-    """First output feature of the slice."""
-    size: int | None = None
-    """Number of output features of the slice; None: all from `offset` on."""
-    swap_halves: bool = False
-    """The module holds the two halves of these features the other way round (scale and shift)."""
-
-    def placed(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        """The adapter's features, along `dim`, in the module's order."""
-        if not self.swap_halves:
-            return tensor
-        first, second = tensor.chunk(2, dim)
-        return torch.cat([second, first], dim)
-
-
-class LoraBranch(nn.Module):
-    """One LoRA branch, up(down(x)) * alpha / rank, beside a Linear or a Conv2d.
-
-    Beside a Conv2d the first factor takes the layer's kernel, stride, padding and dilation. It is
-    dense even where the layer's convolution is grouped; the second factor is dense too (peft
-    < 0.16, the released adapters) or has the layer's groups (peft >= 0.16), which its shape tells.
-    The padding is with zeros whatever the layer's own mode, as peft's is.
-
-    Args:
-        down: the factor A, (r, i), or (r, i, kh, kw) beside a Conv2d.
-        up: the factor B, (o, r), or (o, r, 1, 1), or grouped (o, r / groups, 1, 1).
-        alpha: numerator of the scale.
-    """
-
-    def __init__(self, down: Tensor, up: Tensor, alpha: float) -> None:
-        super().__init__()
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(up)
-        self.alpha = float(alpha)
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    def forward(self, features: Tensor, layer: nn.Module) -> Tensor:
-        """The branch's output for the input of `layer`, in the input's dtype and on its device."""
-        hidden, up = self.factors(features, layer)
-        up = up * self.scale
-        if up.ndim == 2:
-            return F.linear(hidden, up)
-        return F.conv2d(hidden, up, groups=self.rank // up.shape[1])
-
-    def factors(self, features: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
-        """A x, (..., r) or (B, r, H, W), and B, both in the input's dtype and on its device."""
-        down = self.down.to(device=features.device, dtype=features.dtype)
-        up = self.up.to(device=features.device, dtype=features.dtype)
-        if down.ndim == 2:
-            return F.linear(features, down), up
-        return F.conv2d(features, down, None, layer.stride, layer.padding, layer.dilation), up
 
 
 @contextmanager
@@ -101,7 +30,7 @@ def attach(
 ) -> Iterator[set[str]]:
     """Add the branches to the network's layers for the calls made inside the context.
 
-    The layer named `last_layer` gives its branch alone, without its own weight and bias. Blocks
+    The layer named `last_layer` returns its branch alone, without its own weight and bias. Blocks
     that the network recomputes during backward (gradient checkpointing) are recomputed with the
     branches, though the context has ended by then; call backward outside the context. A compiled
     network runs uncompiled inside, because compiled code does not see hooks.
@@ -112,7 +41,7 @@ def attach(
     Args:
         network: the frozen network; only its modules' inputs and outputs are used.
         branches: by layer name; each name is in `targets` and its module in the network.
-        targets: where each layer lands.
+        targets: where each layer is on the network.
         last_layer: a name in `branches`; None: every layer adds its branch.
 
     Yields:
@@ -120,16 +49,17 @@ def attach(
     """
     named = dict(network.named_modules())
     modules = _without_wrappers(named)
-    landings: dict[str, list[tuple[LoraTarget, LoraBranch]]] = {}
+    placements: dict[str, list[Placement]] = {}
     for name, branch in branches.items():
-        landings.setdefault(targets[name].module, []).append((targets[name], branch))
+        placement = Placement(targets[name], branch)
+        placements.setdefault(placement.target.module, []).append(placement)
     replaced = None if last_layer is None else targets[last_layer].module
     ran: set[str] = set()
     hooks = _Hooks(
         turn_of(network),
         [
-            _LayerHooks(path, modules[path], landing, path == replaced, ran)
-            for path, landing in landings.items()
+            _LayerHooks(path, modules[path], placed, path == replaced, ran)
+            for path, placed in placements.items()
         ],
     )
     everything = named.values()
@@ -166,7 +96,7 @@ class _Hooks:
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:
-        """For a block that backward recomputes, on CUDA in a thread of its own."""
+        """For a block that backward recomputes, on CUDA in another thread."""
         if self.is_attached:  # backward inside the context: its thread has the turn, and waits
             yield
             return
@@ -192,19 +122,19 @@ class _Hooks:
 
 
 class _LayerHooks:
-    """Forward hooks of one layer that add its branches, or give them alone if `replace`."""
+    """Forward hooks of one layer that add its branches, or return them alone if `replace`."""
 
     def __init__(
         self,
         path: str,
         layer: nn.Module,
-        landings: list[tuple[LoraTarget, LoraBranch]],
+        placements: Sequence[Placement],
         replace: bool,
         ran: set[str],
     ) -> None:
-        self.path, self.layer, self.landings, self.ran = path, layer, landings, ran
+        self.path, self.layer, self.placements, self.ran = path, layer, placements, ran
         self.replace = replace
-        self.break_even = break_even(landings)
+        self.break_even = break_even(placements)
         self.weight: nn.Parameter | None = None  # the layer's own, while it runs with a merged one
 
     def register(self) -> list[torch.utils.hooks.RemovableHandle]:
@@ -218,19 +148,20 @@ class _LayerHooks:
             return
         if can_merge(layer, _features(args, kwargs), self.break_even):
             self.weight = layer.weight
-            layer._parameters["weight"] = merged_weight(self.weight, self.landings)
+            # Not `layer.weight = ...`, which takes nothing but a Parameter.
+            layer._parameters["weight"] = merged_weight(self.weight, self.placements)
 
     def after(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
         self.ran.add(self.path)
         if self.weight is not None:
             return self.restore()
         result = torch.zeros_like(output) if self.replace else output
-        for target, branch in self.landings:
+        for target, branch in self.placements:
             result = _added(result, branch, _features(args, kwargs), layer, target)
         return result
 
     def restore(self) -> None:
-        """Gives the layer its own weight back; also where its call has raised."""
+        """Restore the layer's own weight, also where its call has raised."""
         if self.weight is not None:
             self.layer._parameters["weight"] = self.weight
             self.weight = None
@@ -330,7 +261,7 @@ def new_branch(
 
 
 def misfit(branch: LoraBranch, layer: nn.Module, target: LoraTarget) -> str | None:
-    """What keeps the branch from that place, with got and expected shapes; None where it fits.
+    """Why the branch does not fit there, with got and expected shapes; None where it fits.
 
     Reads the layer's declared sizes and never its weight, which may be elsewhere or quantised.
     """
@@ -350,7 +281,7 @@ def misfit(branch: LoraBranch, layer: nn.Module, target: LoraTarget) -> str | No
 
 
 def _expected_shapes(layer: nn.Module, rank: int) -> tuple[tuple, list[tuple]] | None:
-    """Shape of A and the possible shapes of B beside the layer; None beside other layers."""
+    """Shape of A and the possible shapes of B for a Linear or Conv2d; None for other layers."""
     if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
         return (rank, layer.in_features), [(layer.out_features, rank)]
     if hasattr(layer, "in_channels") and len(getattr(layer, "kernel_size", ())) == 2:

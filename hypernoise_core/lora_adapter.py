@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
 
+from .errors import AdapterError
 from .families import Family, family_of_adapter, looks_like
-from .lora import (
-    LoraBranch,
-    LoraTarget,
-    adaptable_layers,
-    misfit,
-    modules_by_name,
-    new_branch,
-    own_targets,
-)
-from .metadata import AdapterError, AdapterMetadata
+from .lora import adaptable_layers, misfit, modules_by_name, new_branch, own_targets
+from .lora_branch import LoraBranch, LoraTarget
+from .metadata import AdapterMetadata
 
 SHOWN_MISFITS = 8
 
 
 class LoraAdapter(nn.Module):
-    """Branches by layer name, and what their file says about them.
+    """Branches by layer name, and the metadata of their file.
 
     Args:
         branches: by the name of the layer in the family's diffusers network.
         metadata: `dataclasses.replace` it to note the training.
     """
+
+    kind: ClassVar[str]
+    """What such an adapter is called in messages."""
 
     def __init__(self, branches: Mapping[str, LoraBranch], metadata: AdapterMetadata) -> None:
         super().__init__()
@@ -49,7 +47,7 @@ class LoraAdapter(nn.Module):
     def check_fits(
         self, network: nn.Module, targets: Mapping[str, LoraTarget] | None = None
     ) -> None:
-        """Make sure that every branch has its place on the network.
+        """Check that every branch fits its layer of the network.
 
         Raises:
             AdapterError: names the layers, their shapes and the family the adapter looks like.
@@ -99,7 +97,7 @@ def initial_branches(
     foreign = [name for name in layers if not family.has_layer(name)]
     if foreign:
         raise AdapterError(
-            f"{type(network).__name__} is no network of {family.name}, which takes a "
+            f"{type(network).__name__} is not a network of {family.name}, which takes a "
             f"{family.network_class}: it has the layer {foreign[0]}"
         )
     return {name: new_branch(layer, rank, alpha, generator) for name, layer in layers.items()}

@@ -8,22 +8,20 @@ large images. The layer's own weight is not written to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .lora import LoraBranch, LoraTarget
+from .lora_branch import Placement
 
 _CHANNELS_LAST = (0, 2, 3, 1)
-"""The dimensions of a weight in that memory layout, in the order in which they lie."""
+"""The dimensions of a weight in that memory layout, in memory order."""
 
 
-def break_even(landings: Sequence[tuple[LoraTarget, LoraBranch]]) -> float:
+def break_even(placements: Sequence[Placement]) -> float:
     """The positions from which on branches cost less inside the weight than beside the layer."""
     inside = beside = 0  # multiplications, the latter for one position
-    for _, branch in landings:
+    for _, branch in placements:
         up, down = branch.up, branch.down
         inside += up.shape[0] * down.numel()
         beside += up.numel() + down.numel()
@@ -52,7 +50,7 @@ def can_merge(layer: nn.Module, features: Tensor, break_even: float) -> bool:
     return positions >= break_even and weight.device == features.device and not changed
 
 
-def merged_weight(weight: Tensor, landings: Sequence[tuple[LoraTarget, LoraBranch]]) -> Tensor:
+def merged_weight(weight: Tensor, placements: Sequence[Placement]) -> Tensor:
     """The weight of a layer with its branches in it.
 
     Args:
@@ -62,23 +60,23 @@ def merged_weight(weight: Tensor, landings: Sequence[tuple[LoraTarget, LoraBranc
         The same shape in the same memory layout, which decides about the kernel that runs.
     """
     if weight.ndim == 2:
-        return _rows_with_branches(weight, landings, None)
+        return _rows_with_branches(weight, placements, None)
     if weight.is_contiguous():
-        rows = _rows_with_branches(weight.flatten(1), landings, None)
+        rows = _rows_with_branches(weight.flatten(1), placements, None)
         return rows.as_strided(weight.shape, weight.stride())  # 1 x 1 kernels are in both layouts
     lying = weight.permute(_CHANNELS_LAST)
-    rows = _rows_with_branches(lying.flatten(1), landings, _CHANNELS_LAST)
+    rows = _rows_with_branches(lying.flatten(1), placements, _CHANNELS_LAST)
     return rows.view(lying.shape).permute(0, 3, 1, 2)
 
 
 def _rows_with_branches(
     rows: Tensor,
-    landings: Sequence[tuple[LoraTarget, LoraBranch]],
+    placements: Sequence[Placement],
     order: tuple[int, ...] | None,
 ) -> Tensor:
-    """The sum for a weight whose rows, (o, everything else), lie in this order of dimensions."""
+    """The sum for a weight whose rows, (o, everything else), have this order of dimensions."""
     result = None
-    for target, branch in landings:
+    for target, branch in placements:
         up, down = branch.up.to(rows), branch.down.to(rows)
         if order is not None:
             down = down.permute(order)

@@ -1,4 +1,4 @@
-"""What an adapter says about itself, and the error of every adapter that cannot be used."""
+"""What an adapter says about itself."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .errors import AdapterError
 from .strict_json import parse_object
 
 FORMAT_VERSION = 1
 GENERATOR_LORA = {"kind": "generator_lora"}
-"""What the header of a LoRA on the generator itself says beside the metadata."""
-
-
-class AdapterError(ValueError):
-    """An adapter file that cannot be read, or an adapter that does not fit the network."""
+"""Additional header entry of a LoRA on the generator itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterMetadata:
-    """Facts about a noise hypernetwork that its weights do not tell."""
+    """Facts about an adapter that its weights do not show."""
 
     family: str
     """Name of the generator family, as `get_family` takes it."""
@@ -30,7 +27,7 @@ class AdapterMetadata:
     alpha: float
     """LoRA alpha of most layers; a branch is scaled by alpha / rank."""
     last_layer: str
-    """Name of the layer that gives its LoRA branch alone."""
+    """Name of the layer that returns its LoRA branch alone."""
     base_model: str | None = None
     """Repository or folder of the frozen generator it was trained for."""
     training_steps: int | None = None

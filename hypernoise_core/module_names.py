@@ -1,4 +1,4 @@
-"""What LoRA files hold: which key is which layer's which factor, and whether it can be used."""
+"""The keys of LoRA files: the layer and factor that each belongs to, and whether it is usable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .metadata import AdapterError, check_alpha
+from .errors import AdapterError
+from .metadata import check_alpha
 
 PREFIXES = (
     "base_model.model.",  # peft
@@ -18,17 +19,17 @@ PREFIXES = (
     "diffusion_model.",  # ComfyUI
     "module.",  # DistributedDataParallel and DataParallel
 )
-"""What writers put before a layer's name, also one behind the other."""
+"""Prefixes that programs put before a layer's name, also several in a row."""
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP and activation checkpointing put anywhere into a name."""
 OTHER_NAMES = {
     r"(lora_(unet|te\d?|transformer)|lycoris)_": (
-        "kohya's (lora_unet_..., lora_te_...), as LoRAs for the generator have them"
+        "kohya's (lora_unet_..., lora_te_...), as used by LoRAs for the generator"
     ),
     r"(double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|final_layer)(\.|$)": (
-        "Black Forest Labs', as ComfyUI has them too"
+        "Black Forest Labs', as also used by ComfyUI"
     ),
-    r"(input_blocks|middle_block|output_blocks)\.": ("Stability AI's, as ComfyUI has them too"),
+    r"(input_blocks|middle_block|output_blocks)\.": ("Stability AI's, as also used by ComfyUI"),
 }
 """Pattern of layer names that are not diffusers', and whose they are."""
 
@@ -77,13 +78,13 @@ def plain_name(key: str) -> str:
 
 
 def whose_names(names: Iterable[str]) -> str:
-    """What is to be said about names of `OTHER_NAMES`, behind an error; "" where there are none."""
+    """The part of an error message about names of `OTHER_NAMES`; "" where there are none."""
     plain = [plain_name(name) for name in names]
     for pattern, whose in OTHER_NAMES.items():
         if any(re.match(pattern, name) for name in plain):
             return (
-                f". These names are {whose}; a noise hypernetwork has diffusers' names. Load a "
-                f"LoRA for the generator as other LoRAs, with ComfyUI's Load LoRA or "
+                f". These names are {whose}; a noise hypernetwork uses diffusers' names. Load a "
+                f"LoRA for the generator like any other LoRA, with ComfyUI's Load LoRA or "
                 f"pipeline.load_lora_weights"
             )
     return ""
@@ -93,9 +94,9 @@ def parse_weights(tensors: Mapping[str, Tensor]) -> ParsedWeights:
     """Sort a file's tensors into layers.
 
     Raises:
-        AdapterError: a key is no LoRA weight, a factor is missing, there twice, of another dtype or
-            of a shape that no LoRA has, holds what is no number, or the file holds several
-            adapters; the keys or layers concerned are named.
+        AdapterError: a key is not a LoRA weight; a factor is missing, duplicated, not finite, or of
+            an unsupported dtype or shape; or the file holds several adapters. Names the keys or
+            layers.
     """
     parsed = ParsedWeights()
     unknown = []
@@ -104,17 +105,19 @@ def parse_weights(tensors: Mapping[str, Tensor]) -> ParsedWeights:
             unknown.append(key)
     if unknown:
         raise AdapterError(
-            f"{len(unknown)} keys are no weights of a plain LoRA (lora_A, lora_B, alpha): "
+            f"{len(unknown)} keys are not weights of a plain LoRA (lora_A, lora_B, alpha): "
             f"{name_some(unknown)}{whose_names(unknown)}"
         )
     if len(parsed.adapter_names) > 1:
         names = ", ".join(sorted(parsed.adapter_names))
-        raise AdapterError(f"the file holds several adapters ({names}): save them one by one")
-    halves = [
+        raise AdapterError(
+            f"the file holds several adapters ({names}): save each in a file of its own"
+        )
+    incomplete = [
         name for name, layer in parsed.layers.items() if layer.down is None or layer.up is None
     ]
-    if halves:
-        raise AdapterError(f"one of lora_A and lora_B is missing for {name_some(halves)}")
+    if incomplete:
+        raise AdapterError(f"one of lora_A and lora_B is missing for {name_some(incomplete)}")
     if not parsed.layers:
         raise AdapterError("the file holds no weights")
     _check_shapes(parsed.layers)
@@ -157,13 +160,13 @@ def _check_numbers(layers: Mapping[str, LayerWeights]) -> None:
                 wrong.append(f"{name} ({_count_bad(tensor)} of {tensor.numel()})")
     if wrong:
         raise AdapterError(
-            f"weights that are NaN or infinite, as of a training that went astray: "
-            f"{name_some(wrong)}; take the adapter of an earlier checkpoint"
+            f"weights that are NaN or infinite, probably from a training run that diverged: "
+            f"{name_some(wrong)}; use the adapter of an earlier checkpoint"
         )
 
 
 def _count_bad(tensor: Tensor) -> int:
-    """How many elements are no finite numbers, without another tensor as large."""
+    """How many elements are not finite, without allocating another tensor of that size."""
     parts = tensor.flatten().split(1 << 20)
     return sum(len(part) - int(torch.isfinite(part).count_nonzero()) for part in parts)
 
@@ -180,7 +183,7 @@ def _take(parsed: ParsedWeights, written: str, tensor: Tensor) -> bool:
         return False
     if tensor.dtype not in _DTYPES:
         raise AdapterError(
-            f"{key} has the dtype {tensor.dtype}, of an adapter it must be float32, float16 or "
+            f"{key} has the dtype {tensor.dtype}; adapter weights must be float32, float16 or "
             f"bfloat16"
         )
     if match["adapter"] is not None:
@@ -197,7 +200,7 @@ def _set_once(
     # Several adapters in one file, which parse_weights refuses by name, also meet here.
     if getattr(weights, part) is not None and len(parsed.adapter_names) < 2:
         raise AdapterError(f"the file has {part!r} of layer {layer} twice, under different keys")
-    setattr(weights, part, value)
+    setattr(weights, part, value)  # a field of LayerWeights, by name
 
 
 def name_some(names: list[str]) -> str:
@@ -207,5 +210,5 @@ def name_some(names: list[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    """The name, or, where it is for no eyes, what Python writes for it."""
+    """The name, or its repr where it is not printable or very long."""
     return name if name.isprintable() and len(name) < MAX_KEY else repr(name[:MAX_KEY])

@@ -1,4 +1,4 @@
-"""peft's LoRA configuration: the ranks and alphas it states, and what it states that we refuse."""
+"""peft's LoRA configuration: the ranks and alphas in it, and the options that are refused."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .layer_pattern import FORMS, LayerPattern, PatternError
-from .lora import LoraBranch
-from .metadata import AdapterError, AdapterMetadata, check_alpha
+from .errors import AdapterError, PatternError
+from .layer_pattern import FORMS, LayerPattern
+from .lora_branch import LoraBranch
+from .metadata import AdapterMetadata, check_alpha
 from .strict_json import parse_object
 from .text_file import read_text
 
+WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 MAX_BYTES = 4 << 20
 MAX_CHARACTERS = 200_000
@@ -73,11 +75,11 @@ class PeftConfig:
         """Read an adapter_config.json.
 
         Raises:
-            AdapterError: it is no such file.
+            AdapterError: it is not such a file.
         """
         try:
             if (size := path.stat().st_size) > MAX_BYTES:
-                raise ValueError(f"it has {size} bytes, a LoRA configuration some thousand")
+                raise ValueError(f"it has {size} bytes, far more than a LoRA configuration")
             values = parse_object(read_text(path))
         except (OSError, ValueError) as error:
             raise AdapterError(f"{path} cannot be read: {error}") from error
@@ -88,7 +90,7 @@ class PeftConfig:
 
 
 def refuse_unsupported(values: Mapping[str, Any]) -> None:
-    """Raise AdapterError that names the field and its value, where a field asks for more."""
+    """Raise an AdapterError that names the fields which ask for more than plain LoRA."""
     asked = [
         name
         for name, value in values.items()
@@ -104,7 +106,7 @@ def refuse_unsupported(values: Mapping[str, Any]) -> None:
     if asked:
         fields = ", ".join(f"{name}={_short(values[name])}" for name in asked)
         raise AdapterError(
-            f"unsupported in a noise hypernetwork: {fields}; only plain LoRA is read"
+            f"unsupported in a noise hypernetwork: {fields}; only plain LoRA is supported"
         )
 
 
@@ -124,7 +126,9 @@ def _by_layer(
     default = read(field, values.get(field))
     patterns = _typed(values, pattern_field, dict) or {}
     names = {*layers, *layers.values()}
-    too_many = AdapterError(f"{pattern_field} has too many patterns, or too involved ones")
+    too_many = AdapterError(
+        f"{pattern_field} has too many patterns, or patterns that are too complex"
+    )
     if sum(map(len, patterns)) > MAX_CHARACTERS:
         raise too_many
     found = [
@@ -147,7 +151,7 @@ def _parsed(field: str, pattern: str) -> LayerPattern:
         return LayerPattern(pattern)
     except PatternError as error:
         raise AdapterError(
-            f"{field} has a pattern that is not read, {_short(pattern)}: {error}; a pattern is "
+            f"{field} has an unsupported pattern, {_short(pattern)}: {error}; a pattern is "
             f"made of {FORMS}"
         ) from error
 

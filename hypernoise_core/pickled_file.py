@@ -22,6 +22,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from .errors import TensorFileError
+
 _GLOBALS = re.compile(
     r"collections OrderedDict|torch \w+Storage|torch\.storage UntypedStorage"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
@@ -38,10 +40,6 @@ _LOCAL_HEADER = 30  # bytes before the name
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
-
-
-class TensorFileError(ValueError):
-    """A file that is damaged or cut short, or holds something else than tensors that are read."""
 
 
 class _DtypeError(ValueError):

@@ -1,7 +1,7 @@
 """ReNO (arXiv 2406.04312): gradient ascent on a reward, over the initial noise of each image.
 
-What a noise hypernetwork learns once, this does anew for every image. It starts from any noise, the
-hypernetwork's own among them.
+A noise hypernetwork learns once what this repeats for every image. It starts from any noise, also
+from that of a hypernetwork.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def optimise_noise(
             scores = score(images)
         if not torch.isfinite(scores).all():
             raise ValueError(
-                f"the reward gave {scores.tolist()} after {step} iterations: a smaller "
-                f"learning_rate or float32 in place of float16 helps"
+                f"the reward gave {scores.tolist()} after {step} iterations: try a smaller "
+                f"learning_rate, or float32 instead of float16"
             )
         history.append(scores.detach())
         found = (x.detach().clone(), images.detach(), scores.detach())

@@ -17,7 +17,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     return value
 
 
@@ -25,6 +25,6 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"JSON with the key {name[:100]!r} twice")
+            raise ValueError(f"JSON with the duplicate key {name[:100]!r}")
         found[name] = value
     return found

@@ -16,18 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .pickled_file import MAX_TENSORS, TensorFileError, read_pickled
+from .errors import TensorFileError
+from .pickled_file import MAX_TENSORS, read_pickled
 from .strict_json import parse_object
-
-__all__ = [
-    "TensorFileError",
-    "TensorRows",
-    "is_safetensors",
-    "load_strictly",
-    "open_safetensors",
-    "read_tensors",
-    "to_safetensors",
-]
 
 MAX_HEADER = 8 << 20
 """Bytes of a .safetensors header; that of an adapter for FLUX has 0.2 MB."""
@@ -147,7 +138,7 @@ def open_safetensors(path: Path) -> Any:
 def _header_length(raw: BinaryIO, file_size: int) -> int:
     length = int.from_bytes(raw.read(8), "little")
     if length > file_size - 8:
-        raise ValueError(f"its header is said to have {length} bytes, the file has {file_size}")
+        raise ValueError(f"its header claims {length} bytes, but the file has {file_size}")
     return length
 
 
@@ -176,7 +167,7 @@ def _check_dtypes(path: Path, header: Mapping[str, Mapping[str, Any]]) -> None:
     for name, entry in header.items():
         if entry["dtype"] not in _DTYPES:
             raise TensorFileError(
-                f"{path} holds {name[:200]!r} in the dtype {entry['dtype']}, which is not read: "
+                f"{path} holds {name[:200]!r} in the unsupported dtype {entry['dtype']}: "
                 f"convert it to float16, bfloat16 or float32"
             )
 
@@ -198,14 +189,14 @@ def _read_values(raw: BinaryIO, size: int, dtype: torch.dtype) -> Tensor:
     """The next `size` bytes, as a vector."""
     content = bytearray(size)
     if raw.readinto(content) != size:
-        raise ValueError("it became shorter while it was read")
+        raise ValueError("it was truncated while it was being read")
     if not content:  # torch takes no empty buffer
         return torch.empty(0, dtype=dtype)
     return torch.frombuffer(content, dtype=dtype)
 
 
 def _damaged(path: Path, error: Exception) -> TensorFileError:
-    return TensorFileError(f"{path} is damaged, cut short or no .safetensors file: {error}")
+    return TensorFileError(f"{path} is damaged, truncated or not a .safetensors file: {error}")
 
 
 def to_safetensors(tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> bytes:

@@ -1,4 +1,4 @@
-"""Texts that people type: which of them are prompts, and how they are shown on a terminal."""
+"""Text from users: which strings are valid prompts, and how text is shown on a terminal."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def check_prompts(prompts: Sequence[str]) -> None:
     """
     if isinstance(prompts, str):
         raise ValueError(
-            f"prompts is a list of prompts, one prompt for each image, got the text "
+            f"prompts must be a list with one prompt for each image, got the string "
             f"{prompts[:60]!r}"
         )
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise ValueError(f"prompt {i} is {prompt!r:.60}; a prompt is a text")
+            raise ValueError(f"prompt {i} is {prompt!r:.60}; a prompt must be a string")
         if len(prompt) > LONGEST_PROMPT:
             raise ValueError(
-                f"prompt {i} has {len(prompt)} characters; shorten it to {LONGEST_PROMPT}"
+                f"prompt {i} has {len(prompt)} characters; shorten it to at most {LONGEST_PROMPT}"
             )
         if found := _SURROGATE.search(prompt):
             raise ValueError(
@@ -54,5 +54,5 @@ def expect_long_texts(*tokenizers: Any) -> None:
     no network gets to see the whole.
     """
     for tokenizer in tokenizers:
-        # What it notes after its first such warning.
+        # The tokenizer sets this itself after its first such warning.
         tokenizer.deprecation_warnings[_TOO_LONG] = True

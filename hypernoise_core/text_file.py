@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import Path
 
 STDIN = Path("-")
-"""What stands for the standard input where a file is read once."""
+"""The path that means standard input, where a file is read only once."""
 
 _LINE_END = re.compile("\r\n|\r|\n")
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # categories: control, format such as U+200B, spaces
@@ -25,13 +25,15 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no file, or not UTF-8; names the file and the line.
+        ValueError: it is not a file, or not UTF-8; names the file and the line.
     """
     try:
         text = _read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: this is not UTF-8; save the file as that") from None
+        raise ValueError(
+            f"{path}, line {line}: this is not UTF-8; save the file as UTF-8"
+        ) from None
     return _LINE_END.sub("\n", text)
 
 
@@ -44,7 +46,7 @@ def _read(path: Path) -> bytes:
     is_open = path.is_absolute() and path.parts[1] in ("dev", "proc")
     # Any other pipe may have nobody who ever writes into it.
     if not (stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and is_open)):
-        raise ValueError(f"{path} is no file of text")
+        raise ValueError(f"{path} is not a text file")
     return path.read_bytes()
 
 

@@ -21,10 +21,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..hypernoise_core.adapter import AdapterError
+from ..hypernoise_core.errors import AdapterError
 from ..hypernoise_core.execution import turn_of
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
-from ..hypernoise_core.lora import LoraTarget
+from ..hypernoise_core.lora_branch import LoraTarget
 from . import less_memory
 from .delta_cache import DeltaCache, UncacheableError, digest
 from .layer_names import layer_targets, output_sign
@@ -404,7 +404,7 @@ def _run_network(run: SamplingRun, part: Part, prompt: list[dict]) -> torch.Tens
             f"of its layers (for example {missed[0]}), so the hypernetwork cannot act on them. "
             f"This happens with fused kernels. Load the model with another loader."
         )
-    delta = hypernetwork.delta(output_sign(run.model) * output, run.noise)
+    delta = hypernetwork.change(output_sign(run.model) * output, run.noise).delta
     return torch.where(covered, delta, torch.zeros_like(delta))
 
 

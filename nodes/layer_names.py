@@ -11,9 +11,10 @@ import comfy.lora
 import comfy.utils
 from comfy.model_base import BaseModel, Lumina2
 
-from ..hypernoise_core.adapter import AdapterError
+from ..hypernoise_core.errors import AdapterError
 from ..hypernoise_core.hypernetwork import own_targets
-from ..hypernoise_core.lora import LoraTarget, modules_by_name
+from ..hypernoise_core.lora import modules_by_name
+from ..hypernoise_core.lora_branch import LoraTarget
 
 _NETWORK = "diffusion_model."
 

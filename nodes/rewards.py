@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..hypernoise_core.errors import TensorFileError
 from ..hypernoise_core.rewards import (
     REWARDS,
     Ensemble,
@@ -15,7 +16,6 @@ from ..hypernoise_core.rewards import (
     load_rewards,
     paper_weights,
 )
-from ..hypernoise_core.tensor_file import TensorFileError
 from . import comfy_model, model_folders, widgets
 
 RewardType = io.Custom("HYPERNOISE_REWARD")

@@ -283,7 +283,7 @@ def score(
     prompts = prompts_for(list(counts.values()), prompt, per_line)
     comfy.model_management.load_models_gpu(list(rewards.patchers.values()))
     ensemble = rewards.ensemble()
-    warnings = ensemble.complaints(prompts)
+    warnings = ensemble.prompt_warnings(prompts)
     for warning in warnings:
         comfy_model.LOG.warning("HyperNoise: %s", printable(warning))
     return [_scored(ensemble, images, prompts, warnings) for images in sides.values()]

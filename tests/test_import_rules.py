@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hypernoise.hypernoise_core.families import FAMILIES
+from hypernoise.hypernoise_core.rewards import REWARDS
+
 ROOT = Path(__file__).resolve().parent.parent
 STANDARD = sys.stdlib_module_names | {"tomllib"}  # which Python 3.10 lacks
 
@@ -69,7 +72,7 @@ LAYERS = {
 
 # The rooms of training/ from the top floor down: each may import the ones that are named, and
 # itself. "" is training/ without its rooms.
-ROOMS = {
+FLOORS = {
     "commands": {"evaluation", "validation", "report", "tiny_world", ""},
     "evaluation": {"report", "tiny_world", ""},
     "validation": {"report", "tiny_world", ""},
@@ -148,14 +151,14 @@ FILES = [
 
 def room_of(parts: list[str]) -> str:
     """The room of training/ that a module is in; its path from there on, without a suffix."""
-    return parts[0] if parts[0] in ROOMS else ""
+    return parts[0] if parts[0] in FLOORS else ""
 
 
 def wrong_rooms(path: str, source: str) -> Iterator[str]:
     """What a file of training/ imports from rooms that it may not see."""
     package = path.split("/")[:-1]
     own = room_of(path.split("/")[1:])
-    allowed = {own, *ROOMS[own]} | (TOP_ROOMS if path == "training/cli.py" else set())
+    allowed = {own, *FLOORS[own]} | (TOP_ROOMS if path == "training/cli.py" else set())
     for found in imports_of(ast.parse(source)):
         level = len(found.module) - len(found.module.lstrip("."))
         inside = package[: len(package) - level + 1] + found.module.lstrip(".").split(".")
@@ -183,6 +186,51 @@ def test_imports_that_run_up_are_found(path, source):
     assert len(list(wrong_rooms(path, source))) == 1
 
 
+def imported_files(path: str, files: dict[str, str]) -> set[str]:
+    """Those of the files that one of them imports, in functions and for types alone as well."""
+    found = set()
+    for node in ast.walk(ast.parse(files[path])):
+        if not (isinstance(node, ast.ImportFrom) and node.level):
+            continue
+        base = path.split("/")[: -node.level] + (node.module.split(".") if node.module else [])
+        for alias in node.names:
+            candidates = [
+                "/".join([*base, alias.name]),
+                "/".join(base),
+            ]  # a module, or a name in it
+            paths = [name + end for name in candidates for end in (".py", "/__init__.py")]
+            found |= set([known for known in paths if known in files][:1])
+    return found - {path}
+
+
+def files_in_cycles(files: dict[str, str]) -> set[str]:
+    """Files that import each other, directly or through others, by path and source."""
+    imports = {path: imported_files(path, files) for path in files}
+    while True:
+        imported = set().union(*imports.values())
+        free = {path for path, needed in imports.items() if not needed or path not in imported}
+        if not free:
+            return set(imports)
+        imports = {path: needed - free for path, needed in imports.items() if path not in free}
+
+
+def test_no_modules_import_each_other():
+    files = {path: (ROOT / path).read_text(encoding="utf-8") for path in FILES}
+    assert files_in_cycles(files) == set()
+
+
+def test_cycles_are_found():
+    files = {
+        "a/one.py": "from .two import x",
+        "a/two.py": "def f():\n    from ..b import three",
+        "b/three.py": "if TYPE_CHECKING:\n    from ..a.one import y",
+        "b/four.py": "from . import three",
+        "b/__init__.py": "from .five import z",
+        "b/five.py": "from . import four",
+    }
+    assert files_in_cycles(files) == {"a/one.py", "a/two.py", "b/three.py"}
+
+
 @pytest.mark.parametrize("path", FILES)
 def test_imports_follow_the_layers(path):
     assert list(complaints(path, (ROOT / path).read_text(encoding="utf-8"))) == []
@@ -192,6 +240,41 @@ def test_top_level_package_imports_only_the_standard_library():
     found = imports_of(ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8")))
     at_import = {item.module.split(".")[0] for item in found if not item.in_function}
     assert at_import <= STANDARD
+
+
+# A new family or reward is one file and one line in its registry: nothing else asks for its name.
+ROOMS = (
+    "hypernoise_core/families/",
+    "hypernoise_core/rewards/",
+    "nodes/sana_sprint/",  # the nodes of that family
+    "training/tiny_world/recipe/",  # makes the embedded reward
+)
+MAY_NAME = {
+    "nodes/model_folders.py": "the folder that one family's nodes look into",
+    "nodes/rewards.py": "words that people search nodes by",
+    "training/arguments.py": "a reward that the reference calls differently",
+    "training/published_models.py": "the family of each published model",
+    "training/validation/watch.py": "an order of preference among rewards",
+}
+NAMES = {family.name for family in FAMILIES} | {reward.name for reward in REWARDS}
+
+
+def names_in(source: str) -> set[str]:
+    """The families and rewards that a file names in its code, so not in its docstrings."""
+    tree = ast.parse(source)
+    alone = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and n not in alone]
+    return {node.value for node in texts if isinstance(node.value, str)} & NAMES
+
+
+def test_families_and_rewards_are_named_in_their_own_rooms_alone():
+    others = [path for path in FILES if not path.startswith(ROOMS)]
+    found = {path: names_in((ROOT / path).read_text(encoding="utf-8")) for path in others}
+    assert {path for path, names in found.items() if names} == set(MAY_NAME)
+
+
+def test_a_comparison_with_a_name_is_found():
+    assert names_in('def f():\n    """flux"""\n    return name == "hps"  # clip') == {"hps"}
 
 
 @pytest.mark.parametrize(

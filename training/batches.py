@@ -22,13 +22,13 @@ class Batch:
     seeds: tuple[int, ...]
     generator_steps: int
     counts: bool = True
-    """False: it runs for company, where a sharded generator needs all processes."""
+    """False: a placeholder, because all processes must run a sharded generator together."""
 
     def share(self, process: int, processes: int, *, company: bool = False) -> Batch:
         """The images of one process; every image is in the share of exactly one.
 
         Args:
-            company: where there is no image for the process, it gets one that does not count.
+            company: a process without images gets a placeholder that does not count.
         """
         rows = slice(process, None, processes)
         counts = process < len(self.prompts)
@@ -46,10 +46,9 @@ class Batch:
 class BatchPlan:
     """All updates of a run, in order.
 
-    An update follows from its number and the seed alone. So processes agree without talking to each
-    other, a resumed run goes on as if it had not stopped, and the number of processes changes
-    nothing. Each epoch takes every prompt once, in an order of its own; its last update is smaller
-    where the prompts do not divide.
+    An update depends only on its number and the seed. So processes agree without communication, a
+    resumed run continues as if it had not stopped, and the number of processes changes nothing.
+    Each epoch takes every prompt once, in a new order; its last update may be smaller.
 
     Args:
         prompts: what is trained on.

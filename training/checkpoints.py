@@ -1,6 +1,6 @@
-"""Checkpoints of a run: files of which each is whole, the newest ones kept.
+"""Checkpoints of a run, written atomically; the newest ones are kept.
 
-Each is two files: the state to go on from, and the adapter of that update, to use or to compare.
+Each is two files: the state to resume from, and the adapter at that update.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Checkpoints:
             save_adapter: writes the adapter to a path.
 
         Raises:
-            OSError: it could not be written, because the disk is full for one.
+            OSError: it could not be written, for example because the disk is full.
         """
         path = self.folder / f"step_{step:09d}.pt"
         adapter = path.with_suffix(".safetensors")

@@ -377,13 +377,11 @@ def info(adapter: Path, alpha: float | None = None) -> None:
     """
     from dataclasses import asdict
 
-    from ..hypernoise_core.generator_lora import GeneratorLora, load_either
+    from ..hypernoise_core.adapter import open_adapter
 
-    loaded = load_either(adapter, alpha=alpha)
+    loaded = open_adapter(adapter, alpha=alpha)
     weights = sum(parameter.numel() for parameter in loaded.parameters())
-    is_lora = isinstance(loaded, GeneratorLora)
-    kind = "LoRA on the generator" if is_lora else "noise hypernetwork"
-    facts = {"kind": kind, **asdict(loaded.metadata), "layers": len(loaded.layer_names)}
+    facts = {"kind": loaded.kind, **asdict(loaded.metadata), "layers": len(loaded.layer_names)}
     print(json.dumps({**facts, "weights": weights}, indent=2, default=str))
 
 

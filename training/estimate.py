@@ -15,6 +15,7 @@ from ..hypernoise_core.adapter import load_adapter
 from ..hypernoise_core.families import Conditioning, Family, family_of_pipeline
 from ..hypernoise_core.generator_lora import GeneratorLora
 from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
+from ..hypernoise_core.rewards import get_reward
 from .config import TrainingConfig
 from .memory import LiveBytes, checkpoint_activations, save_memory
 from .pipelines import model_folder
@@ -33,28 +34,6 @@ CHECKPOINTED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class RewardSize:
-    """Numbers in a reward's network, as it is trained against: a CLIP without its text tower."""
-
-    parameters: int
-    activations: int
-    """Kept for the backward pass of one image, about."""
-
-
-_VIT_H = RewardSize(632_076_801, 106_000_000)
-REWARD_SIZES = {
-    "hps": _VIT_H,
-    "clip": _VIT_H,
-    "pickscore": _VIT_H,
-    "imagereward": RewardSize(446_206_689, 67_000_000),
-    "aesthetic": RewardSize(303_966_209 + 927_969, 90_000_000),
-    "redness": RewardSize(0, 0),
-    "tiny-preference": RewardSize(379_841, 300_000),
-}
-"""By the reward's name; counted from the shapes of the published networks."""
-
-
-@dataclass(frozen=True)
 class Estimate:
     """Numbers of parameters, and bytes in the memory of one process."""
 
@@ -66,7 +45,7 @@ class Estimate:
     """The frozen network, or this process's shard of it."""
     vae: int
     rewards: int
-    """About."""
+    """Approximate."""
     adapter: int
     gradients: int
     """Of the adapter."""
@@ -76,11 +55,13 @@ class Estimate:
     activations: int
     """Kept for the backward pass of one batch: hypernetwork pass, generator and VAE."""
     reward_activations: int
-    """The same of the rewards; about."""
+    """The same for the rewards; approximate."""
     peak: int
     """The most activations and their gradients at a time, without those of the rewards."""
     encoded_prompts: int
     """On disk, of 1000 prompts that are as long as the family reads."""
+    unknown_rewards: tuple[str, ...] = ()
+    """Rewards of unknown size, which are not counted."""
 
     @property
     def backward(self) -> int:
@@ -96,24 +77,26 @@ class Estimate:
         return [
             (self.network, "frozen network"),
             (self.vae, "VAE"),
-            (self.rewards, "rewards (about)"),
+            (self.rewards, "rewards (approximate)"),
             (self.adapter, "adapter, in float32"),
-            (self.gradients, "its gradients"),
-            (self.optimizer, "state of the optimizer"),
+            (self.gradients, "gradients of the adapter"),
+            (self.optimizer, "optimizer state"),
             (self.average, "moving average of the adapter"),
             (self.activations, "activations kept for the backward pass"),
-            (self.reward_activations, "those of the rewards (about)"),
-            (self.backward, "more at the peak of the backward pass"),
+            (self.reward_activations, "activations of the rewards (approximate)"),
+            (self.backward, "additional peak during the backward pass"),
         ]
 
     def lines(self) -> list[str]:
         """A table to read; a GB is 10^9 bytes."""
+        unknown = ", ".join(self.unknown_rewards)
         return [
             self.title,
             f"parameters: {self.network_parameters:,} frozen, {self.adapter_parameters:,} trained",
             "memory of each process:",
             *(f"{_gb(size)}  {what}" for size, what in self._parts() if size),
-            f"{_gb(self.total)}  in total, beside what the device's libraries take",
+            f"{_gb(self.total)}  in total, without the memory of the device's libraries",
+            *([f"not counted: {unknown}, whose size is unknown"] if unknown else []),
             f"{_gb(self.encoded_prompts)}  on disk for 1000 encoded prompts, at most",
         ]
 
@@ -152,9 +135,10 @@ def estimate(
     noise = torch.empty(images, *family.latent_shape(pipeline, side, side), device="meta")
     kept, peak = measure_step(config, pipeline, adapter, noise, conditioning)
     weights = _bytes(adapter.parameters())
-    rewards = [REWARD_SIZES[name] for name in config.rewards]
+    sizes = {name: get_reward(name).size for name in config.rewards}
+    rewards = [size for size in sizes.values() if size is not None]
     share = CHECKPOINTED_SHARE if config.use_checkpoint else 1
-    reward_activations = share * images * max(reward.activations for reward in rewards)
+    reward_activations = share * images * max((size.activations for size in rewards), default=0)
     place = f"in each of {num_processes} processes" if num_processes > 1 else "in one process"
     return Estimate(
         title=(
@@ -165,7 +149,7 @@ def estimate(
         adapter_parameters=_count(adapter),
         network=_bytes(network.parameters()) // (num_processes if config.shard else 1),
         vae=_bytes(pipeline.vae.parameters()),
-        rewards=dtype.itemsize * sum(reward.parameters for reward in rewards),
+        rewards=dtype.itemsize * sum(size.parameters for size in rewards),
         adapter=weights,
         gradients=weights,
         optimizer=weights * OPTIMIZER_COPIES[config.optim],
@@ -173,6 +157,7 @@ def estimate(
         activations=kept,
         reward_activations=round(dtype.itemsize * reward_activations),
         peak=peak,
+        unknown_rewards=tuple(name for name, size in sizes.items() if size is None),
         encoded_prompts=1000 * sum(t.nbytes // images for t in conditioning.values()),
     )
 
@@ -239,11 +224,12 @@ def measure_step(
 
 @contextmanager
 def shapes_as_on_gpus() -> Iterator[None]:
-    """A context in which the meta device runs networks as GPUs do.
+    """A context in which the meta device keeps what GPUs keep.
 
-    Its attention would keep the attention weights, whose number is the square of the tokens'; the
-    kernels of GPUs and CPUs do not. Checkpoints look for the random state of the device, in older
-    torch in a module of its name.
+    Both patches of torch are undone at the end. Attention on the meta device would keep the
+    attention weights, which grow with the square of the tokens; the fused kernels of GPUs and CPUs
+    do not. And checkpoints in older torch look up a module `torch.<device>` for the device's random
+    state, which meta does not have.
     """
     original = F.scaled_dot_product_attention
 

@@ -1,4 +1,4 @@
-"""What frozen encoders make of prompts, kept on disk, so that the encoders can leave the memory."""
+"""Encoded prompts on disk, so that the frozen encoders need not stay in memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from ..hypernoise_core.atomic_file import remove_halves, write_atomically
+from ..hypernoise_core.atomic_file import remove_temporary_files, write_atomically
+from ..hypernoise_core.errors import TensorFileError
 from ..hypernoise_core.families import family_of_pipeline
 from ..hypernoise_core.generate import join_batches
 from ..hypernoise_core.rewards import Ensemble
 from ..hypernoise_core.rewards.clip import ClipEncoder
-from ..hypernoise_core.tensor_file import TensorFileError, TensorRows
+from ..hypernoise_core.tensor_file import TensorRows
 from . import writable
 from .pipelines import TEXT_PARTS
 from .progress import progress_bar
@@ -39,8 +40,8 @@ class FeatureStore:
     """A folder of tensors by prompt, in shards that are never read as a whole.
 
     A shard is a .safetensors file of tensors (N, ...) with the N prompts as JSON in its header. It
-    is written at once and never changed, so that processes can share the folder, and a run that was
-    cut off goes on where it was.
+    is written atomically and never changed, so processes can share the folder, and an interrupted
+    run resumes where it stopped.
 
     Args:
         folder: belongs to one encoder with one set of options, see `features_key`.
@@ -54,7 +55,7 @@ class FeatureStore:
         self.folder, self.shard_bytes = folder, shard_bytes
         self._opened: set[str] = set()
         self._places: dict[str, tuple[TensorRows, int]] = {}  # a shard and the row in it
-        remove_halves(folder, older_than=_DAY)
+        remove_temporary_files(folder, older_than=_DAY)
         self.refresh()
 
     def refresh(self) -> None:
@@ -83,8 +84,8 @@ class FeatureStore:
     ) -> None:
         """Encodes what is missing, under a progress bar.
 
-        With several processes each does its share. Put a barrier behind it: from then on every
-        process finds all of them.
+        With several processes each encodes its share. Call a barrier afterwards: then every process
+        finds all of them.
 
         Args:
             encode: tensors by name for a batch of prompts, a row each, on any device. Dimension 1
@@ -118,7 +119,7 @@ class FeatureStore:
             TensorFileError: a shard is damaged.
         """
         if not prompts:
-            raise ValueError("rows of no prompts: give at least one")
+            raise ValueError("no prompts: give at least one")
         if self.missing(prompts):
             self.refresh()
         if missing := self.missing(prompts):
@@ -219,7 +220,7 @@ def embed_prompts(
     num_processes: int = 1,
     **overrides: Any,
 ) -> None:
-    """Puts the conditioning of the prompts into the store, as far as it is not there.
+    """Add the conditioning of the prompts that the store lacks.
 
     Args:
         overrides: what the family's `encode` takes, such as max_sequence_length.
@@ -230,7 +231,7 @@ def embed_prompts(
 
 
 def drop_text_encoders(pipeline: Any) -> None:
-    """Lets go of what the pipeline encodes prompts with, and of its memory."""
+    """Drop the text encoders and tokenizers of the pipeline, and free their memory."""
     names = [name for name in pipeline.components if name.startswith(TEXT_PARTS)]
     pipeline.register_modules(**dict.fromkeys(names))
     gc.collect()
@@ -244,10 +245,10 @@ def precompute_text_features(
     process_index: int = 0,
     num_processes: int = 1,
 ) -> None:
-    """Computes the text features of the rewards' CLIPs and lets go of their text towers.
+    """Compute the text features of the rewards' CLIPs and drop their text towers.
 
-    From then on these rewards know these prompts alone. With several processes put a barrier behind
-    it.
+    From then on these rewards accept only these prompts. With several processes call a barrier
+    afterwards.
 
     Args:
         folder: gets a folder for each text tower.

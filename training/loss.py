@@ -13,7 +13,7 @@ from ..hypernoise_core.reno import norm_penalty
 def regulariser(output: Tensor, modulated: Tensor, kind: Literal["l2", "kl"]) -> Tensor:
     """What keeps the modulated noise near N(0, 1), for each image: (B,).
 
-    l2 is the mean of f^2 over the elements, which stands for the paper's 1/2 |f|^2 up to a factor;
+    l2 is the mean of f^2 over the elements, which is the paper's 1/2 |f|^2 up to a factor;
     kl is the negative log-density of the modulated noise's norm. Both as in the reference's code.
 
     Args:

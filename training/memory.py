@@ -64,6 +64,8 @@ def save_memory(*parts: Any) -> None:
         for module in modules:
             if isinstance(module, nn.Module):
                 for layer in module.modules():
+                    # The class and not the module: hooks, parameters and whoever refers to the
+                    # layer stay as they are.
                     layer.__class__ = _SAVING.get(type(layer), type(layer))
 
 
@@ -165,7 +167,8 @@ class _SavingGroupNorm(nn.GroupNorm):
     def forward(self, features: Tensor) -> Tensor:
         output = super().forward(features)
         if not _is_plain(self, features):
-            # For a SiLU behind it. The norm's own backward pass keeps the input in any case.
+            # On the tensor, which is all that a SiLU behind the norm gets to see. The norm's own
+            # backward pass keeps the input in any case.
             output.recipe = (output._version, super().forward, features.detach())
         return output
 

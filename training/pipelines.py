@@ -10,6 +10,8 @@ import torch
 
 from ..hypernoise_core.file_identity import identity_of
 from ..hypernoise_core.library_folder import building_from, check_pipeline, read_json
+from ..hypernoise_core.rewards import PAPER
+from ..hypernoise_core.rewards.tiny_preference import TinyPreference
 from .progress import keep_loading_quiet
 from .published_models import PUBLISHED
 
@@ -23,16 +25,16 @@ TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
 def default_rewards(model: str) -> str:
-    """The rewards of a model where none are named, as `parse_weights` takes them."""
-    return "tiny-preference" if model in EMBEDDED else "paper"
+    """The default rewards of a model, as `parse_weights` takes them."""
+    return TinyPreference.name if model in EMBEDDED else PAPER
 
 
 def model_folder(name: str, cache_dir: Path | None = None) -> Path:
-    """Where a model lies on this machine.
+    """Where a model is on this machine.
 
     Args:
         name: an embedded model (`tiny-sprint`), a published one (`sana`, `flux`, `sd-turbo`), a
-            folder in diffusers' layout, or the name of a repository that lies in the cache.
+            folder in diffusers' layout, or the name of a repository in the cache.
         cache_dir: None: the Hugging Face cache.
 
     Raises:
@@ -42,7 +44,9 @@ def model_folder(name: str, cache_dir: Path | None = None) -> Path:
     path = EMBEDDED.get(name, Path(name))
     if path.is_dir():
         if not (path / "model_index.json").is_file():
-            raise FileNotFoundError(f"{path} is no diffusers pipeline: it has no model_index.json")
+            raise FileNotFoundError(
+                f"{path} is not a diffusers pipeline: it has no model_index.json"
+            )
         return path
     repository = PUBLISHED[name].repository if name in PUBLISHED else name
     try:
@@ -64,7 +68,7 @@ def model_folder(name: str, cache_dir: Path | None = None) -> Path:
 
 
 def model_identity(folder: Path, parts: Sequence[str] | None = None) -> str:
-    """What tells a model from others of its name, see `identity_of`.
+    """An identity of a model's content; see `identity_of`.
 
     Args:
         folder: from `model_folder`.
@@ -123,7 +127,9 @@ def load_pipeline(
                 str(folder), dtype=dtype, local_files_only=True, **left_out
             )
     except OSError as error:
-        raise FileNotFoundError(f"{folder} is no whole diffusers pipeline: {error}") from error
+        raise FileNotFoundError(
+            f"{folder} is not a complete diffusers pipeline: {error}"
+        ) from error
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)

@@ -1,7 +1,7 @@
 """The numbers of a run as they come: metrics.jsonl in its folder, and a tracker like TensorBoard.
 
-The file is the record, and reports are made from it. A tracker is for looking on; where it fails
-after its start, the run goes on without it.
+The file is the record from which reports are made. A tracker is for watching a run; if it fails
+after its start, the run continues without it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class MetricsLog:
     The main process alone has one. A file that is there already is continued; `rewind` it first.
 
     Args:
-        folder: of the run; TensorBoard's files lie in its folder `tensorboard`.
+        folder: of the run; TensorBoard's files are in its folder `tensorboard`.
         tracker: `none`: the file alone.
         config: settings of the run, shown by the tracker.
         run_name: what wandb and trackio call the run; None: the folder's name.
@@ -98,10 +98,10 @@ class MetricsLog:
         self._track(show)
 
     def rewind(self, step: int, evaluated: int | None = None) -> None:
-        """Forgets what was recorded after a step, from which the run goes on.
+        """Drop what was recorded after the step from which the run resumes.
 
-        A line that a crash has cut short goes too. wandb and trackio keep what they have: there the
-        run goes on as a new one.
+        A last line that a crash truncated is dropped as well. wandb and trackio keep what they
+        have: there the run continues as a new one.
 
         Args:
             evaluated: the last step whose evaluation stays; None: `step`.
@@ -147,8 +147,8 @@ class MetricsLog:
         except Exception as error:  # a tracker's own, of any kind
             offline = " or set WANDB_MODE=offline," if name == "wandb" else ""
             raise ValueError(
-                f"--tracker {name} does not start ({type(error).__name__}: {error}): see to it,"
-                f"{offline} or choose --tracker none, which writes {FILE} alone"
+                f"--tracker {name} could not be started ({type(error).__name__}: {error}): fix the "
+                f"cause,{offline} or choose --tracker none, which writes {FILE} alone"
             ) from error
         return tracker
 
@@ -161,7 +161,7 @@ class MetricsLog:
         return TrackioTracker(PROJECT, name=self._run_name)
 
     def _track(self, action: Callable[[GeneralTracker], None]) -> None:
-        """Lets the tracker do something; at its first failure it is given up, and that is said."""
+        """Run an action on the tracker; at its first failure drop the tracker with a warning."""
         if self._tracker is None:
             return
         try:
@@ -169,8 +169,8 @@ class MetricsLog:
         except Exception as error:  # a tracker's own, of any kind
             self._tracker = None
             tqdm.write(
-                f"the tracker {self._tracker_name} failed and gets nothing more from this run "
-                f"({type(error).__name__}: {error}); {self._path} goes on",
+                f"the tracker {self._tracker_name} failed and is off for the rest of this run "
+                f"({type(error).__name__}: {error}); metrics still go to {self._path}",
                 file=sys.stderr,
             )
 

@@ -23,7 +23,7 @@ from torch.profiler import record_function
 from ..hypernoise_core.adapter import load_adapter
 from ..hypernoise_core.families import Conditioning, Family, family_of_pipeline
 from ..hypernoise_core.generator_lora import GeneratorLora
-from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
+from ..hypernoise_core.hypernetwork import NoiseHypernetwork, modulate, predict_change
 from ..hypernoise_core.rewards import Ensemble
 from .batches import Batch, BatchPlan
 from .config import TrainingConfig
@@ -106,7 +106,7 @@ class Trainer:
         self._skipped_in_a_row = 0
         self._no_numbers: set[str] = set()  # what was none: images, scores of a reward
         self.is_whole = True
-        """Whether the state is that after `step` updates; not where one broke off midway."""
+        """Whether the state is that after `step` complete updates."""
         self._seconds_before = 0.0  # of a resumed run, so far
         self._stop = False
 
@@ -126,19 +126,19 @@ class Trainer:
         return self.trained
 
     def stop(self) -> None:
-        """Ends the run after the update that is under way, in all processes."""
+        """End the run after the current update, in all processes."""
         self._stop = True
 
     def updates(self) -> Iterator[Metrics]:
-        """Trains, and gives the metrics of each update, which are the same in every process.
+        """Train, and yield the metrics of each update, which are the same in every process.
 
         Means over the update's images: `loss`, each reward's name, `reward` (their weighted sum),
         `penalty` and `norm` (of the modulated noise). Also `grad_norm` before clipping, `lr`,
         `images`, `seconds` since the start and `skipped` so far.
 
         Raises:
-            ValueError: no update in a long row gave a usable gradient, or a reward does not give a
-                number for each image; names the reward.
+            ValueError: many updates in a row gave no usable gradient.
+            RewardError: a reward failed.
         """
         start = time.monotonic() - self._seconds_before
         progress = self._progress(self._seconds_before)
@@ -207,7 +207,7 @@ class Trainer:
         if self._skipped_in_a_row < MAX_SKIPPED:
             return
         names = ", ".join(sorted(self._no_numbers))
-        of = f" ({names} are no numbers)" if names else ""
+        of = f" ({names} are not finite)" if names else ""
         raise ValueError(
             f"{MAX_SKIPPED} updates in a row had no finite gradient{of}, up to update {self.step}: "
             f"a lower --lr, --precision float32 or another reward may help"
@@ -280,8 +280,8 @@ class Trainer:
             return None
         noise, conditioning, generators = inputs
         with record_function("hypernetwork"):
-            output = self.adapter(self.network, noise, conditioning)
-        modulated = output if self.adapter.metadata.replaces_noise else modulate(noise, output)
+            change = predict_change(self.adapter, self.network, noise, conditioning)
+        modulated = modulate(noise, change.delta)
         start = modulated.detach().requires_grad_(True)
         images = self._images(start, conditioning, generators, batch.generator_steps)
         scores, image_gradient = self._scores(images, batch)
@@ -290,7 +290,7 @@ class Trainer:
             (gradient,) = torch.autograd.grad(images, start, image_gradient * batch.counts)
         norms = gradient.flatten(1).norm(dim=1)
         limit = self._image_limit(norms if batch.counts else norms[:0])
-        penalty = regulariser(output, modulated, self.config.reg_type)
+        penalty = regulariser(change.output, modulated, self.config.reg_type)
         loss = reward_loss + self.config.reg_weight * penalty * batch.counts
         if self._is_usable(loss):
             with record_function("backward"):
@@ -312,23 +312,16 @@ class Trainer:
 
     def _scores(self, images: Tensor, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """The rewards' scores (B,) by name, and the gradient of the images' losses in them; NaN
-        where an image is no number, as half precision overflows, which no reward would take."""
+        where an image is not finite, as when half precision overflows: no reward accepts those."""
         if not torch.isfinite(images).all():
             self._no_numbers.add("images")
             nan = torch.full_like(images[:, 0, 0, 0], torch.nan, dtype=torch.float32)
             return dict.fromkeys(self.rewards.weights, nan), torch.full_like(images, torch.nan)
-        scores, gradient = self.rewards.loss_gradient(images, batch.prompts)
-        for name, score in scores.items():
-            if score.shape != (len(images),):
-                raise ValueError(
-                    f"the reward {name} gave scores {tuple(score.shape)} for {len(images)} images; "
-                    f"it has to give one number for each, ({len(images)},)"
-                )
-        return scores, gradient
+        return self.rewards.loss_gradient(images, batch.prompts)
 
     def _is_usable(self, loss: Tensor) -> bool:
         """Whether the gradient may be added. With a sharded generator no process can leave one out
-        alone: a loss that is no number makes the whole update useless then."""
+        alone: then one loss that is not finite spoils the whole update."""
         return self.config.shard or bool(torch.isfinite(loss).all())
 
     def _images(
@@ -361,7 +354,7 @@ class Trainer:
         return torch.tensor(values, device=self.accelerator.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on as if the run had not stopped."""
+        """All that `load_state_dict` needs to resume as if the run had not stopped."""
         return {
             "step": self.step,
             "skipped": self.skipped,
@@ -374,7 +367,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Restore a state from `state_dict`."""
         self.step, self.skipped = state["step"], state["skipped"]
         self._skipped_in_a_row = state["skipped_in_a_row"] % MAX_SKIPPED  # at the end: count anew
         self._seconds_before = state["seconds"]

@@ -1,7 +1,7 @@
 """Families that are not in the registry, known only by what an adapter says about itself.
 
-ComfyUI runs many distilled models, and its tables know where their layers lie. Name and last layer
-are all that a hypernetwork needs there.
+ComfyUI runs many distilled models, and its tables map the names of their layers. A hypernetwork
+needs only a name and a last layer there.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from .family import Conditioning, Family, Generators
 
 
 class Derived(Family):
-    """A family that runs in ComfyUI alone: nothing here knows its pipeline.
+    """A family that runs only in ComfyUI: there is no pipeline for it here.
 
     Args:
         name: what the adapter calls it.
-        last_layer: the layer that gives its LoRA branch alone, by diffusers' name.
+        last_layer: diffusers' name of the layer that returns its LoRA branch alone.
     """
 
     def __init__(self, name: str, last_layer: str) -> None:

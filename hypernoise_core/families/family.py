@@ -1,4 +1,4 @@
-"""What a family of few-step generators has to tell: facts, and how to call its network."""
+"""The interface of a family of few-step generators: facts, and how to call its network."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Family(ABC):
     """
 
     name: ClassVar[str]
-    """How files and commands call it."""
+    """Its name in files and commands."""
     title: ClassVar[str]
-    """How people call it."""
+    """Its name in messages and reports."""
     pipeline_class: ClassVar[str]
     """Class name of the diffusers pipeline."""
     network_class: ClassVar[str]
@@ -35,9 +35,11 @@ class Family(ABC):
     network_attribute: ClassVar[str]
     """Where the pipeline keeps the network."""
     last_layer: ClassVar[str]
-    """The layer that gives its LoRA branch alone."""
+    """The layer that returns its LoRA branch alone."""
+    alpha_per_rank: ClassVar[int]
+    """LoRA alpha / rank in the reference's training."""
     timestep: ClassVar[float]
-    """What the hypernetwork's network is given as timestep: full noise."""
+    """Timestep of the hypernetwork's pass: full noise."""
     signature: ClassVar[str]
     """Pattern of the names of its Linear and Conv2d layers, all but names that families share."""
     text_tokens: ClassVar[int]
@@ -94,6 +96,22 @@ class Family(ABC):
         """Whether the family's network can have an adapted layer of that name."""
         return name == self.last_layer or re.match(self.signature, name) is not None
 
+    def lora_keys(self, layer: str, for_comfyui: bool = False) -> tuple[str, str]:
+        """Keys of A and B of a layer in the file of a LoRA on the generator.
+
+        diffusers and ComfyUI both read them, except in families whose layers have no name common to
+        both.
+
+        Args:
+            for_comfyui: in such a family, the keys for ComfyUI instead of those for diffusers.
+        """
+        name = f"{self.network_attribute}.{layer}"
+        return f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+
+    def plain_lora_key(self, key: str) -> str:
+        """A key of `lora_keys` in the form that `module_names.parse_weights` reads."""
+        return key
+
     def network(self, pipeline: Any) -> nn.Module:
         return getattr(pipeline, self.network_attribute)
 
@@ -133,7 +151,7 @@ class Family(ABC):
 
 
 def stock_default(pipeline: Any, argument: str) -> Any:
-    """The default that the stock pipeline's call gives to one of its arguments."""
+    """The default of an argument of the stock pipeline's call."""
     return inspect.signature(type(pipeline).__call__).parameters[argument].default
 
 

@@ -22,6 +22,7 @@ class Flux(Family):
     network_class = "FluxTransformer2DModel"
     network_attribute = "transformer"
     last_layer = "proj_out"
+    alpha_per_rank = 5
     text_tokens = 512
     timestep = 1.0  # the network multiplies by 1000
     signature = (

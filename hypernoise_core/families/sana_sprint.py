@@ -24,12 +24,20 @@ class SanaSprint(Family):
     network_class = "SanaTransformer2DModel"
     network_attribute = "transformer"
     last_layer = "proj_out"
+    alpha_per_rank = 2
     text_tokens = 300
     timestep = 1.0  # s = sin t / (sin t + cos t) at t = pi/2
     signature = (
         r"(patch_embed|time_embed|caption_projection)\."
         r"|transformer_blocks\.\d+\.(attn1|attn2|ff\.conv_\w+$)"
     )
+
+    def lora_keys(self, layer: str, for_comfyui: bool = False) -> tuple[str, str]:
+        if not for_comfyui:
+            return super().lora_keys(layer)
+        # Not diffusers' layout: ComfyUI knows SANA's layers by the names of its own network alone.
+        name = f"diffusion_model.{layer}"
+        return f"{name}.lora_A.weight", f"{name}.lora_B.weight"
 
     def encode(
         self,

@@ -21,9 +21,23 @@ class SdTurbo(Family):
     network_class = "UNet2DConditionModel"
     network_attribute = "unet"
     last_layer = "conv_out"
+    alpha_per_rank = 1
     text_tokens = 77
     timestep = 999.0
     signature = r"(conv_in|conv_out)$|(time_embedding|down_blocks|mid_block|up_blocks)\."
+
+    def lora_keys(self, layer: str, for_comfyui: bool = False) -> tuple[str, str]:
+        # Of diffusers' old names, those that ComfyUI still knows: attention's differ from the rest.
+        if ".to_" in layer:
+            layer = layer.removesuffix(".0").replace(".to_", ".processor.to_") + "_lora"
+        else:
+            layer += ".lora"
+        return f"unet.{layer}.down.weight", f"unet.{layer}.up.weight"
+
+    def plain_lora_key(self, key: str) -> str:
+        if ".processor." in key:
+            key = key.replace(".processor.", ".").replace(".to_out_lora.", ".to_out.0_lora.")
+        return key.replace("_lora.", ".lora.")
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> Conditioning:
         expect_long_texts(pipeline.tokenizer)

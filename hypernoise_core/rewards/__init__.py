@@ -6,6 +6,7 @@ scores = ensemble.score(images, prompts)  # (B,), higher is better, differentiab
 
 from .comparison import Comparison, compare
 from .ensemble import (
+    PAPER,
     Ensemble,
     load_rewards,
     paper_weights,
@@ -18,6 +19,7 @@ from .reward import Reward
 from .weights import WeightStore
 
 __all__ = [
+    "PAPER",
     "REWARDS",
     "Comparison",
     "Ensemble",

@@ -10,7 +10,7 @@ from ..tensor_file import load_strictly, read_tensors
 from .clip import ClipEncoder, clip_files, load_clip
 from .head import ScoreHead
 from .images import ImageBatch
-from .reward import Reward
+from .reward import NetworkSize, Reward
 from .weights import WeightFile, WeightStore
 
 _CLIP = clip_files("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
@@ -29,6 +29,7 @@ class Aesthetic(Reward):
     title = "LAION aesthetic"
     loss_offset = 10.0
     files = (*_CLIP, _HEAD)
+    size = NetworkSize(parameters=303_966_209 + 927_969, activations=90_000_000)  # CLIP and head
 
     def __init__(self, encoder: ClipEncoder, head: ScoreHead) -> None:
         super().__init__()

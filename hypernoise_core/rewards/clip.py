@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..library_folder import LibraryFolderError, building_from, check_part
-from ..tensor_file import TensorFileError, open_safetensors
+from ..errors import LibraryFolderError, TensorFileError
+from ..library_folder import building_from, check_part
+from ..tensor_file import open_safetensors
 from ..text import printable
 from .images import ImageBatch, Preprocess
-from .reward import Reward
+from .reward import NetworkSize, Reward
 from .weights import WeightFile, WeightStore
+
+VIT_H_14 = NetworkSize(parameters=632_076_801, activations=106_000_000)
+"""The image encoder of CLIP ViT-H-14."""
 
 _REMEMBERED_PROMPTS = 16384  # of some kilobytes each
 _MOST_CHARACTERS = 4000  # of a prompt; 77 tokens end long before, and a word takes its square
@@ -37,7 +41,7 @@ class Tokenizer(Protocol):
 
 
 class ClipTokenizer:
-    """The tokenizer of OpenAI's and OpenCLIP's CLIPs; its vocabulary lies in open_clip_torch."""
+    """The tokenizer of OpenAI's and OpenCLIP's CLIPs; its vocabulary is part of open_clip_torch."""
 
     length = 77
 
@@ -59,7 +63,7 @@ class ClipEncoder(nn.Module, ABC):
     """A frozen CLIP: unit features of images and texts, in float32."""
 
     text_parts: ClassVar[tuple[str, ...]]
-    """What of `model` only texts need."""
+    """Parts of `model` that only texts need."""
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
         super().__init__()
@@ -71,7 +75,7 @@ class ClipEncoder(nn.Module, ABC):
 
     @property
     def scale(self) -> Tensor:
-        """What the cosine is multiplied by, a scalar."""
+        """Factor on the cosine, a scalar."""
         return self.model.logit_scale.float().exp()
 
     @abstractmethod
@@ -118,7 +122,7 @@ class ClipEncoder(nn.Module, ABC):
         """The weights of the text side by name: equal ones give equal text features.
 
         Raises:
-            ValueError: `fix_texts` has let go of them.
+            ValueError: `fix_texts` has dropped them.
         """
         if self._lookup is not None:
             raise ValueError("the texts of this CLIP are fixed: it has no text tower any more")
@@ -126,7 +130,7 @@ class ClipEncoder(nn.Module, ABC):
         return {name: w for name, w in weights if name.split(".")[0] in self.text_parts}
 
     def fix_texts(self, lookup: Callable[[Sequence[str]], Tensor]) -> None:
-        """From now on text features are looked up; the text tower and its memory are let go.
+        """From now on look text features up, and drop the text tower and its memory.
 
         Args:
             lookup: unit vectors (B, D) of B prompts on any device, as `text_features` gave them;
@@ -134,7 +138,7 @@ class ClipEncoder(nn.Module, ABC):
         """
         self._lookup = lookup
         self._text_features.clear()
-        for part in self.text_parts:
+        for part in self.text_parts:  # not deleted: code of the libraries may look for them
             setattr(self.model, part, None)
 
 
@@ -192,20 +196,20 @@ class CosineReward(Reward):
         cosine = (image_features * self.encoder.text_features(prompts)).sum(-1)
         return self.encoder.scale * cosine if self.scaled else cosine
 
-    def complaints(self, prompts: Sequence[str]) -> list[str]:
-        return complaints(self.title, self.encoder.tokenizer, prompts)
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+        return truncation_warnings(self.title, self.encoder.tokenizer, prompts)
 
     def blocks(self) -> Sequence[nn.Module]:
         return self.encoder.blocks()
 
 
-def complaints(title: str, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str]:
-    """One sentence for each prompt that the tokenizer cuts off."""
+def truncation_warnings(title: str, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str]:
+    """One sentence for each prompt that the tokenizer truncates."""
     found = []
     for prompt in dict.fromkeys(prompts):
         if (count := tokenizer.count(prompt)) > tokenizer.length:
             found.append(
-                f"{title} reads {tokenizer.length} tokens and leaves out the end of the prompt "
+                f"{title} reads {tokenizer.length} tokens and ignores the end of the prompt "
                 f"'{printable(prompt[:40])}...', which has "
                 f"{'more than ' * (len(prompt) > _MOST_CHARACTERS)}{count}."
             )
@@ -226,7 +230,7 @@ def load_clip(store: WeightStore, files: tuple[WeightFile, ...]) -> ClipEncoder:
 def _load_clip(store: WeightStore, files: tuple[WeightFile, ...]) -> ClipEncoder:
     config, weights = (store.find(file) for file in files)
     if config.parent != weights.parent:
-        raise FileNotFoundError(f"{config} and {weights} have to lie in one folder")
+        raise FileNotFoundError(f"{config} and {weights} must be in the same folder")
     model = read_clip_model(weights.parent, store.dtype)
     size = model.config.vision_config.image_size
     return TransformersClip(model, ClipTokenizer(), Preprocess(size))
@@ -262,7 +266,9 @@ def read_clip_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     except LibraryFolderError as error:
         raise TensorFileError(str(error)) from error
     except (ValueError, RuntimeError, OSError) as error:
-        raise TensorFileError(f"{folder} holds no CLIP for transformers: {error}") from error
+        raise TensorFileError(
+            f"{folder} contains no CLIP that transformers can load: {error}"
+        ) from error
     problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     problems += [
         f"{name} is {tuple(found)} instead of {tuple(expected)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .clip import CosineReward, clip_files, load_clip
+from .clip import VIT_H_14, CosineReward, clip_files, load_clip
 from .weights import WeightStore
 
 
@@ -16,6 +16,7 @@ class ClipScore(CosineReward):
     files = clip_files(
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c"
     )
+    size = VIT_H_14
 
     @classmethod
     def load(cls, store: WeightStore) -> ClipScore:

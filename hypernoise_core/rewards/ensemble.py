@@ -1,15 +1,18 @@
-"""Several rewards as one: the weighted sum of their scores."""
+"""Several rewards combined: the weighted sum of their scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from ..errors import RewardError
 from ..file_identity import identity_of
 from .images import ImageBatch
 from .registry import REWARDS, get_reward
@@ -19,6 +22,35 @@ from .weights import WeightStore
 PAPER = "paper"
 """Name of the paper's four rewards with its weights."""
 
+# Passed on unchanged, since callers check their type; older versions of torch have none.
+_DEVICE_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+
+
+class RewardOutOfMemoryError(RewardError, torch.OutOfMemoryError):
+    """A reward that ran out of memory; handlers of torch.OutOfMemoryError take it for one."""
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Around calls of a reward: any failure becomes a RewardError.
+
+    Raises:
+        RewardError: names the reward, the error and the line of code that raised it.
+        RewardOutOfMemoryError: there was not enough memory.
+    """
+    try:
+        yield
+    except (RewardError, *_DEVICE_ERRORS):
+        raise
+    except torch.OutOfMemoryError as error:
+        raise RewardOutOfMemoryError(name, f"ran out of memory: {error}") from error
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise RewardError(
+            name,
+            f"failed with {type(error).__name__}: {error} ({last.filename}, line {last.lineno})",
+        ) from error
+
 
 class Ensemble(nn.Module):
     """Rewards and their weights; what nodes, training, ReNO and evaluation score with.
@@ -27,7 +59,7 @@ class Ensemble(nn.Module):
         members: by name, each with its weight.
 
     Raises:
-        ValueError: there is no member.
+        ValueError: there are no members.
     """
 
     def __init__(self, members: Mapping[str, tuple[Reward, float]]) -> None:
@@ -59,10 +91,15 @@ class Ensemble(nn.Module):
 
         Raises:
             ValueError: images and prompts do not fit each other, or an image cannot be scored.
+            RewardError: a reward failed, or did not return one score for each image.
         """
         check_batch(images, prompts)
         batch = ImageBatch(images)
-        return {name: reward.score_batch(batch, prompts) for name, reward in self.members.items()}
+        scores = {}
+        for name, reward in self.members.items():
+            with _naming(name):
+                scores[name] = _scores_of(name, reward, batch, prompts)
+        return scores
 
     def total(self, scores: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum (B,) of what `scores` gave."""
@@ -89,8 +126,8 @@ class Ensemble(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """What `scores` gives, detached, and the gradient of the sum of `image_losses`.
 
-        The rewards take turns, each with a backward pass of its own, so that no more than the
-        activations of one are kept.
+        Each reward runs its own backward pass before the next one starts, so the activations of
+        only one are kept.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
@@ -100,27 +137,43 @@ class Ensemble(nn.Module):
             Scores (B,) by name, and the gradient in the images, (B, 3, H, W).
 
         Raises:
-            ValueError: as `scores` raises it.
+            ValueError, RewardError: as `scores` raises them.
         """
         check_batch(images, prompts)
         images = images.detach().requires_grad_(True)
         scores, gradient = {}, torch.zeros_like(images)
         for name, reward in self.members.items():
-            with record_function(f"reward {name}"):
-                score = reward.score_batch(ImageBatch(images), prompts)
+            with record_function(f"reward {name}"), _naming(name):
+                score = _scores_of(name, reward, ImageBatch(images), prompts)
                 (own,) = torch.autograd.grad(score.sum(), images)
                 gradient -= self.weights[name] * own
             scores[name] = score.detach()
         return scores, gradient
 
-    def complaints(self, prompts: Sequence[str]) -> list[str]:
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
         """One sentence for each reward and prompt that is longer than what the reward reads."""
-        return [text for reward in self._members for text in reward.complaints(prompts)]
+        return [text for reward in self._members for text in reward.prompt_warnings(prompts)]
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass instead of keeping them: less memory."""
         for reward in self._members:
             reward.checkpoint_activations()
+
+
+def _scores_of(name: str, reward: Reward, batch: ImageBatch, prompts: Sequence[str]) -> Tensor:
+    """The reward's scores, (B,).
+
+    Raises:
+        RewardError: they have another shape.
+    """
+    scores = reward.score_batch(batch, prompts)
+    if scores.shape != (len(prompts),):
+        raise RewardError(
+            name,
+            f"gave scores {tuple(scores.shape)} for {len(prompts)} images; it must give one "
+            f"number for each, ({len(prompts)},)",
+        )
+    return scores
 
 
 def load_rewards(
@@ -155,7 +208,7 @@ def load_rewards(
 
 
 def reward_identities(names: Iterable[str], folder: str | Path | None = None) -> dict[str, str]:
-    """What tells each reward's weights from others under its name, see `identity_of`.
+    """An identity of each reward's weights, which change under the same name; see `identity_of`.
 
     Args:
         names: of rewards that `load_rewards` finds there.
@@ -174,14 +227,15 @@ def score_in_batches(
 ) -> dict[str, Tensor]:
     """Each reward's scores (N,) by name, on the CPU and without gradient, for any number of images.
 
-    Where the device has not enough memory for a batch, it goes on with half as many at a time.
+    If the device runs out of memory, the batch size is halved and the batch is retried.
 
     Args:
         images: (N, 3, H, W) in [0, 1], on any device.
 
     Raises:
         ValueError: images and prompts do not fit each other, or an image cannot be scored.
-        torch.OutOfMemoryError: there is not enough memory for one image.
+        RewardError: a reward failed.
+        RewardOutOfMemoryError: there is not enough memory for one image.
     """
     check_batch(images, prompts)
     parts: list[dict[str, Tensor]] = []
@@ -222,9 +276,9 @@ def parse_weights(text: str) -> dict[str, float]:
         try:
             weights[name] = float(weight or 1)
         except ValueError as error:
-            raise ValueError(f"the weight of {name} is no number: {weight!r:.60}") from error
+            raise ValueError(f"the weight of {name} is not a number: {weight!r:.60}") from error
         if not math.isfinite(weights[name]):
-            raise ValueError(f"the weight of {name} is {weight:.60}; it has to be finite")
+            raise ValueError(f"the weight of {name} is {weight:.60}; it must be finite")
     if not weights:
         raise ValueError(f"no reward in {text!r}; name some, such as hps=5,imagereward=1")
     return weights

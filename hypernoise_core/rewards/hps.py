@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..tensor_file import load_strictly, read_tensors
-from .clip import ClipTokenizer, CosineReward, OpenClip, open_clip
+from .clip import VIT_H_14, ClipTokenizer, CosineReward, OpenClip, open_clip
 from .images import Preprocess
 from .weights import WeightFile, WeightStore
 
@@ -35,6 +35,7 @@ class Hps(CosineReward):
     loss_offset = 1.0
     paper_weight = 5.0
     files = (_CHECKPOINT,)
+    size = VIT_H_14
     scaled = False
 
     @classmethod

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..tensor_file import load_strictly, read_tensors
-from .clip import complaints
+from .clip import truncation_warnings
 from .head import ScoreHead
 from .images import ImageBatch, Preprocess
-from .reward import Reward
+from .reward import NetworkSize, Reward
 from .weights import WeightFile, WeightStore
 
 _CHECKPOINT = WeightFile(
@@ -70,6 +70,7 @@ class ImageReward(Reward):
     loss_offset = 2.0
     paper_weight = 1.0
     files = (_CHECKPOINT, _VOCABULARY)
+    size = NetworkSize(parameters=446_206_689, activations=67_000_000)
 
     def __init__(
         self, vision: nn.Module, text: nn.Module, head: ScoreHead, tokenizer: BertTokenizer
@@ -98,8 +99,8 @@ class ImageReward(Reward):
         ).last_hidden_state
         return (self.head(joint[:, 0].float()).squeeze(-1) - MEAN) / STD
 
-    def complaints(self, prompts: Sequence[str]) -> list[str]:
-        return complaints(self.title, self.tokenizer, prompts)
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+        return truncation_warnings(self.title, self.tokenizer, prompts)
 
     def blocks(self) -> Sequence[nn.Module]:
         return [*self.vision.encoder.layers, *self.text.encoder.layer]
@@ -121,7 +122,7 @@ class BertTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more special
-            raise ValueError(f"{file} is damaged or no tokenizer.json: {error}") from error
+            raise ValueError(f"{file} is damaged or not a tokenizer.json: {error}") from error
         self._tokenizer.add_special_tokens(["[DEC]", "[ENC]"])  # BLIP's own two
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

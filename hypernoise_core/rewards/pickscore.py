@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .clip import CosineReward, clip_files, load_clip
+from .clip import VIT_H_14, CosineReward, clip_files, load_clip
 from .weights import WeightStore
 
 
@@ -14,6 +14,7 @@ class PickScore(CosineReward):
     loss_offset = 30.0
     paper_weight = 0.05
     files = clip_files("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
+    size = VIT_H_14
 
     @classmethod
     def load(cls, store: WeightStore) -> PickScore:

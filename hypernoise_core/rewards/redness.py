@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .images import ImageBatch
-from .reward import Reward
+from .reward import NetworkSize, Reward
 from .weights import WeightStore
 
 
@@ -16,6 +16,7 @@ class Redness(Reward):
 
     name = "redness"
     title = "Redness"
+    size = NetworkSize(parameters=0, activations=0)
 
     @classmethod
     def load(cls, store: WeightStore) -> Redness:

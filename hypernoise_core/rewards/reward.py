@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +24,15 @@ LARGEST_RATIO = 64
 """Of the sides: above it the resize to a network's size would make the image large again."""
 
 
+@dataclass(frozen=True)
+class NetworkSize:
+    """Size of a reward's network in training; a CLIP counts without its text tower."""
+
+    parameters: int
+    activations: int
+    """Numbers kept for the backward pass of one image, approximately."""
+
+
 class Reward(nn.Module, ABC):
     """A scorer that owns its weights and its preprocessing; higher is better.
 
@@ -30,17 +40,19 @@ class Reward(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    """How files, commands and nodes call it."""
+    """Its name in files, commands and nodes."""
     title: ClassVar[str]
-    """How people call it."""
+    """Its name in messages and reports."""
     loss_offset: ClassVar[float] = 0.0
     """The loss in training is this minus the mean score, as in the reference's code."""
     paper_weight: ClassVar[float] = 0.0
     """Weight in the paper's ensemble; 0: not part of it."""
     embedded: ClassVar[bool] = False
-    """Whether its weights come along with the project."""
+    """Whether its weights are part of this repository."""
     files: ClassVar[tuple[WeightFile, ...]] = ()
     """What has to be downloaded."""
+    size: ClassVar[NetworkSize | None] = None
+    """For memory estimates, which say so where it is unknown (None)."""
 
     @classmethod
     @abstractmethod
@@ -79,7 +91,7 @@ class Reward(nn.Module, ABC):
         """The paper's loss, a scalar: loss_offset minus the mean score."""
         return self.loss_offset - self.score(images, prompts).mean()
 
-    def complaints(self, prompts: Sequence[str]) -> list[str]:
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
         """One sentence for each prompt that is longer than what the reward reads."""
         return []
 
@@ -107,7 +119,7 @@ def check_batch(images: Tensor, prompts: Sequence[str]) -> None:
     check_size(*images.shape[-2:])
     if not images.is_floating_point():
         raise ValueError(
-            f"images are floating-point numbers in [0, 1], not {images.dtype}: divide by 255"
+            f"images must be floating-point numbers in [0, 1], not {images.dtype}: divide by 255"
         )
     with torch.no_grad():
         # Not flattened, which would copy images in channels-last layout.

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..text import expect_long_texts
 from .clip import CosineReward, TransformersClip, read_clip_model
 from .images import Preprocess
+from .reward import NetworkSize
 from .weights import WeightStore
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "tiny-preference"
@@ -21,6 +22,7 @@ class TinyPreference(CosineReward):
     name = "tiny-preference"
     title = "tiny-preference"
     embedded = True
+    size = NetworkSize(parameters=379_841, activations=300_000)
 
     @classmethod
     def paths(cls, store: WeightStore) -> dict[str, Path]:

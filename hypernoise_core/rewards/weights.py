@@ -1,7 +1,7 @@
-"""Where the weights of rewards lie: folders of the user's, else the Hugging Face cache.
+"""Where the weights of rewards are: the user's folders, or else the Hugging Face cache.
 
 Nothing is downloaded unless `download` is called. A file is compared with the SHA-256 that was
-published for it: the one written beside it here, else the one that the hub told at the download,
+published for it: the one given in this package, else the one that the hub sent with the download,
 which the cache keeps as the name of the file's blob, and a local folder in `.cache/huggingface`.
 """
 
@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..errors import TensorFileError
 from ..file_identity import published_sha256, sha256_of
 from ..hub import arriving
-from ..tensor_file import TensorFileError
 
 _T = TypeVar("_T")
 
@@ -31,7 +31,7 @@ class WeightFile:
     size: int | None = None
     """In bytes, where it is known."""
     sha256: str | None = None
-    """Where it is known; else what the hub said at the download counts."""
+    """If known; else the one that the hub sent with the download counts."""
     revision: str | None = None
     """The commit that is downloaded; None: the newest."""
 
@@ -133,7 +133,7 @@ class WeightStore:
 
 
 def check(path: Path, file: WeightFile) -> None:
-    """Compares a file with what was published of it, as far as that is known.
+    """Compare a file with its published size and SHA-256, as far as they are known.
 
     Raises:
         TensorFileError: it differs.

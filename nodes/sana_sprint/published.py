@@ -5,8 +5,8 @@ from pathlib import Path
 import folder_paths
 
 from ...hypernoise_core import hub
+from ...hypernoise_core.errors import TensorFileError
 from ...hypernoise_core.rewards.weights import WeightFile, check
-from ...hypernoise_core.tensor_file import TensorFileError
 from ..model_folders import SANA_SPRINT
 
 REPOSITORIES = {

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hypernoise.hypernoise_core.atomic_file import atomic_writer, remove_halves, write_atomically
+from hypernoise.hypernoise_core.atomic_file import (
+    atomic_writer,
+    remove_temporary_files,
+    write_atomically,
+)
 
 unix = pytest.mark.skipif(os.name != "posix", reason="modes, owners and links of Unix")
 
@@ -28,7 +32,7 @@ def test_a_disk_that_becomes_read_only_is_named_by_the_file(tmp_path, monkeypatc
         with pytest.raises(OSError, match="Read-only file system") as raised:
             write_atomically(path, b"new")
     assert raised.value.filename == str(path) and path.read_bytes() == b"old"
-    remove_halves(tmp_path)
+    remove_temporary_files(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -83,7 +87,12 @@ def test_what_no_file_can_be_written_over_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
-    names = {"circle": "symbolic links", "folder": "directory", "pipe": "no regular", "link": "no "}
+    names = {
+        "circle": "symbolic links",
+        "folder": "directory",
+        "pipe": "not a regular",
+        "link": "not a",
+    }
     before = set(tmp_path.iterdir())
     for name, message in {**names, "x" * 300: "too long"}.items():
         with pytest.raises(OSError, match=message) as raised:
@@ -110,7 +119,7 @@ with atomic_writer(Path(sys.argv[1])) as file:
 
 
 @unix
-def test_halves_are_removed_also_where_a_link_leads(tmp_path):
+def test_temporary_files_are_removed_also_where_a_link_leads(tmp_path):
     """There none but those of the link's own file, which others may be writing beside."""
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     run.mkdir()
@@ -122,15 +131,15 @@ def test_halves_are_removed_also_where_a_link_leads(tmp_path):
     assert len(list(run.glob(".*.part"))) == len(list(elsewhere.glob(".*.part"))) == 1
     with atomic_writer(elsewhere / "other") as file:
         file.write(b"whole")
-        remove_halves(run)
+        remove_temporary_files(run)
     assert [path.name for path in run.iterdir()] == ["linked"]
     assert [path.name for path in elsewhere.iterdir()] == ["other"]
 
 
-def test_halves_that_another_process_may_be_writing_stay(tmp_path):
+def test_temporary_files_that_another_process_may_be_writing_stay(tmp_path):
     with atomic_writer(tmp_path / "other") as file:
         file.write(b"whole")
-        remove_halves(tmp_path, older_than=60)
+        remove_temporary_files(tmp_path, older_than=60)
     assert (tmp_path / "other").read_bytes() == b"whole"
 
 

@@ -13,7 +13,7 @@ from hypernoise.hypernoise_core.divergence import (
     kl_terms,
     lipschitz_estimate,
 )
-from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork, predict_delta
+from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork, predict_change
 
 COPIES = 8
 
@@ -48,7 +48,7 @@ def as_map(tiny, f: NoiseHypernetwork, copies: int = 1, strength: float = 1.0):
         name: tensor.repeat(copies, *(1,) * (tensor.ndim - 1))
         for name, tensor in tiny.conditioning.items()
     }
-    return lambda x: predict_delta(f, tiny.network, x, conditioning, strength)
+    return lambda x: predict_change(f, tiny.network, x, conditioning, strength).delta
 
 
 @pytest.mark.parametrize("norm", [0.5, 3.0])

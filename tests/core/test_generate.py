@@ -4,13 +4,13 @@ import diffusers
 import pytest
 import torch
 
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
 from hypernoise.hypernoise_core.hypernetwork import (
     NoiseHypernetwork,
     sample_noise,
     seed_generators,
 )
-from hypernoise.hypernoise_core.metadata import AdapterError
 from hypernoise.training.pipelines import load_pipeline
 
 PROMPTS = ["a", "b", "a"]
@@ -118,7 +118,7 @@ def test_given_noise_changes_nothing_but_the_noise(tiny, encoded):
     base = generate(tiny.pipeline, ["a", "b"], **run)
     same = generate(tiny.pipeline, ["a", "b"], noise=base.noise, **run)
     assert torch.equal(same.images, base.images)
-    with pytest.raises(ValueError, match=r"the noise is \(1, 4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"the noise has the shape \(1, 4, 8, 8\)"):
         generate(tiny.pipeline, ["a", "b"], noise=base.noise[:1], **run)
 
 
@@ -179,11 +179,13 @@ def test_the_family_s_options_reach_its_encoding():
 def test_arguments_that_do_not_go_together_are_refused(tiny, encoded):
     with pytest.raises(ValueError, match="3 prompts and 2 seeds"):
         generate(tiny.pipeline, PROMPTS, seeds=[1, 2], height=16, width=16)
-    with pytest.raises(ValueError, match="list of prompts"):
+    with pytest.raises(ValueError, match="must be a list with one prompt"):
         generate(tiny.pipeline, "a", seeds=[1], height=16, width=16)
-    with pytest.raises(ValueError, match="prompt 0 has 200001 characters; shorten it to 200000"):
+    with pytest.raises(
+        ValueError, match="prompt 0 has 200001 characters; shorten it to at most 200000"
+    ):
         generate(tiny.pipeline, ["a" * 200_001], seeds=[1], height=16, width=16)
-    with pytest.raises(ValueError, match="start at 1"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         generate(tiny.pipeline, ["a"], seeds=[1], steps=0, height=16, width=16)
     with pytest.raises(ValueError, match="multiples of"):
         generate(tiny.pipeline, ["a"], seeds=[1], height=15, width=16)

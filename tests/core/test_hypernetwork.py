@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.families import get_family
 from hypernoise.hypernoise_core.hypernetwork import (
     NoiseHypernetwork,
     modulate,
     noise_penalty,
-    predict_delta,
+    predict_change,
     sample_noise,
 )
-from hypernoise.hypernoise_core.metadata import AdapterError
 
 
 def hook_count(network: nn.Module) -> int:
@@ -117,25 +117,27 @@ def test_strength_zero_runs_no_pass(tiny):
         def forward(self, *_):
             raise AssertionError("strength 0 needs no pass")
 
-    delta = predict_delta(Refusing(), tiny.network, tiny.noise, tiny.conditioning, strength=0.0)
-    assert torch.equal(delta, torch.zeros_like(tiny.noise))
+    change = predict_change(Refusing(), tiny.network, tiny.noise, tiny.conditioning, strength=0.0)
+    assert all(torch.equal(part, torch.zeros_like(tiny.noise)) for part in change)
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.5, -1.0])
 def test_strength_scales_f(tiny, strength):
     f = tiny.hypernetwork()
     with torch.no_grad():
-        full = predict_delta(f, tiny.network, tiny.noise, tiny.conditioning)
-        scaled = predict_delta(f, tiny.network, tiny.noise, tiny.conditioning, strength)
-    assert torch.equal(scaled, strength * full)
+        full = predict_change(f, tiny.network, tiny.noise, tiny.conditioning)
+        scaled = predict_change(f, tiny.network, tiny.noise, tiny.conditioning, strength)
+    assert torch.equal(scaled.delta, strength * full.delta)
+    assert torch.equal(scaled.output, full.output) and torch.equal(full.output, full.delta)
 
 
 def test_an_f_that_takes_the_noise_s_place_is_the_whole_way_there(tiny):
     f = tiny.hypernetwork(replaces_noise=True)
     with torch.no_grad():
-        delta = predict_delta(f, tiny.network, tiny.noise, tiny.conditioning)
+        change = predict_change(f, tiny.network, tiny.noise, tiny.conditioning)
         output = f(tiny.network, tiny.noise, tiny.conditioning)
-    torch.testing.assert_close(modulate(tiny.noise, delta), output, rtol=0, atol=1e-5)
+    assert torch.equal(change.output, output)
+    torch.testing.assert_close(modulate(tiny.noise, change.delta), output, rtol=0, atol=1e-5)
 
 
 def test_the_penalty_is_the_mean_square_of_each_image():

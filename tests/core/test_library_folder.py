@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypernoise.hypernoise_core.errors import LibraryFolderError
 from hypernoise.hypernoise_core.library_folder import (
-    LibraryFolderError,
     building_from,
     check_pipeline,
     safetensors_variant,
@@ -114,7 +114,9 @@ def test_an_entry_that_leads_elsewhere_is_named(generator, file, entries, key):
 def test_an_index_names_safetensors_beside_it_alone(generator, part):
     index = {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": part}}
     (generator / "vae" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(LibraryFolderError, match=r"index.json names .* as a part; parts are .saf"):
+    with pytest.raises(
+        LibraryFolderError, match=r"index.json names .* as a part; parts must be .saf"
+    ):
         load_pipeline(str(generator))
 
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hypernoise.hypernoise_core.lora import LoraBranch, LoraTarget, attach, misfit
+from hypernoise.hypernoise_core.lora import attach, misfit
+from hypernoise.hypernoise_core.lora_branch import LoraBranch, LoraTarget
 
 TARGETS = {"a": LoraTarget("layers.layer")}
 

@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from hypernoise.hypernoise_core.adapter import AdapterError, load_adapter, save_adapter
+from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.layer_pattern import LayerPattern
 from hypernoise.hypernoise_core.peft_config import PeftConfig
 
@@ -98,7 +99,7 @@ def test_an_adapter_trained_on_a_compiled_network_opens_here(tiny, tmp_path):
 def test_an_adapter_of_another_name_is_pointed_to_in_the_folder_that_peft_wrote(tiny, tmp_path):
     model = peft.get_peft_model(network_without_last_base(tiny), config_for_peft(), "hyper")
     model.save_pretrained(tmp_path)
-    with pytest.raises(AdapterError, match="but hyper/adapter_model.safetensors: name the file"):
+    with pytest.raises(AdapterError, match="but hyper/adapter_model.safetensors: give the file"):
         load_adapter(tmp_path)
     assert_computes(model.base_model.model, tiny, delta_of(load_adapter(tmp_path / "hyper"), tiny))
 

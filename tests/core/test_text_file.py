@@ -51,7 +51,7 @@ def test_what_might_never_end_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     for name in ("pipe.txt", "zero.txt", ""):
-        with pytest.raises(ValueError, match="is no file of text"):
+        with pytest.raises(ValueError, match="is not a text file"):
             read_text(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"there is no file .*gone\.txt"):
         read_text(tmp_path / "gone.txt")

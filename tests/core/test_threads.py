@@ -12,7 +12,7 @@ from torch import nn
 
 from hypernoise.hypernoise_core.execution import turn_of
 from hypernoise.hypernoise_core.generate import generate
-from hypernoise.hypernoise_core.hypernetwork import predict_delta, sample_noise
+from hypernoise.hypernoise_core.hypernetwork import predict_change, sample_noise
 
 THREADS = 3
 
@@ -55,7 +55,7 @@ def test_passes_of_one_network_in_several_threads_are_those_of_one_thread(tiny):
 
     def call(f, x0):
         with torch.no_grad():
-            return predict_delta(f, tiny.network, x0, tiny.conditioning)
+            return predict_change(f, tiny.network, x0, tiny.conditioning).delta
 
     expected = [call(f, x0) for f, x0 in zip(several, noise, strict=True)]
     with unchanged(tiny.network):

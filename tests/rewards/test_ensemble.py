@@ -1,8 +1,11 @@
 """Rewards by name and weight, and scores of more images than fit at once."""
 
+import copy
+
 import pytest
 import torch
 
+from hypernoise.hypernoise_core.errors import RewardError
 from hypernoise.hypernoise_core.rewards import (
     Ensemble,
     load_rewards,
@@ -34,10 +37,10 @@ def test_weights_are_read(text, weights):
     [
         ("", "no reward in"),
         ("niceness=1", "choose from"),
-        ("hps=much", "weight of hps is no number"),
+        ("hps=much", "weight of hps is not a number"),
         ("hps=1,hps=2", "hps is named twice"),
-        ("hps=inf", "weight of hps is inf; it has to be finite"),
-        ("hps=nan", "weight of hps is nan; it has to be finite"),
+        ("hps=inf", "weight of hps is inf; it must be finite"),
+        ("hps=nan", "weight of hps is nan; it must be finite"),
     ],
 )
 def test_weights_that_cannot_be_read_are_named(text, message):
@@ -130,3 +133,58 @@ def test_the_loss_gradient_keeps_the_activations_of_one_reward_at_a_time():
     one = peak(Ensemble({"a": (Squares(), 1.0)}))
     several = peak(Ensemble({name: (Squares(), 1.0) for name in "abcd"}))
     assert several - one < 2 * images.nbytes  # the gradient so far, and not three rewards' more
+
+
+class Failing(Reward):
+    """Does at each call what it is given."""
+
+    name = title = "failing"
+
+    def __init__(self, act) -> None:
+        super().__init__()
+        self.act = act
+
+    @classmethod
+    def load(cls, store):
+        raise NotImplementedError
+
+    def score_batch(self, batch, prompts):
+        return self.act(batch.images.mean((1, 2, 3)))
+
+
+def raising(error):
+    def act(scores):
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize("call", ["scores", "loss_gradient"])
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (raising(RuntimeError("no such kernel")), r"failed with RuntimeError: no such kernel \(.*"),
+        (raising(ValueError("a bad prompt")), r"failed with ValueError: a bad prompt"),
+        (lambda scores: scores[:, None], r"gave scores \(2, 1\) for 2 images"),
+        (lambda scores: scores.sum(), r"gave scores \(\) for 2 images"),
+    ],
+)
+def test_a_reward_that_fails_is_named(call, act, message):
+    ensemble = Ensemble({"failing": (Failing(act), 1.0)})
+    with pytest.raises(RewardError, match=rf"^the reward failing {message}") as raised:
+        getattr(ensemble, call)(torch.rand(2, 3, 16, 16), ["a", "b"])
+    copied = copy.copy(raised.value)  # rebuilt from its arguments, as in another process
+    assert (str(copied), copied.name) == (str(raised.value), "failing")
+
+
+@pytest.mark.parametrize("call", ["scores", "loss_gradient"])
+def test_a_reward_without_memory_is_named_and_still_out_of_memory(call):
+    act = raising(torch.OutOfMemoryError("CUDA out of memory"))
+    ensemble = Ensemble({"failing": (Failing(act), 1.0)})
+    with pytest.raises(torch.OutOfMemoryError, match="the reward failing ran out of memory: CUDA"):
+        getattr(ensemble, call)(torch.rand(2, 3, 16, 16), ["a", "b"])
+
+
+def test_bad_images_are_not_blamed_on_a_reward(rewards):
+    with pytest.raises(ValueError, match="values from"):
+        rewards.scores(torch.full((1, 3, 16, 16), 9.0), ["a"])

@@ -239,8 +239,8 @@ def test_what_cannot_be_scored_is_refused(rewards, name, bad, prompts, message):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in BLIND])
 def test_a_prompt_that_is_cut_off_is_told(rewards, name):
     long = "a red circle " * 40
-    assert rewards[name].complaints(PROMPTS) == []
-    (told,) = rewards[name].complaints([*PROMPTS, long, long])
+    assert rewards[name].prompt_warnings(PROMPTS) == []
+    (told,) = rewards[name].prompt_warnings([*PROMPTS, long, long])
     assert rewards[name].title in told and "tokens" in told
     images = torch.rand(1, 3, 64, 64)
     longer = rewards[name].score(images, [long + "two blue squares"])
@@ -251,8 +251,8 @@ def test_a_prompt_that_is_cut_off_is_told(rewards, name):
 def test_a_prompt_that_just_fits_is_not_said_to_be_cut_off(rewards, name):
     tokenizer = getattr(rewards[name], "tokenizer", None) or rewards[name].encoder.tokenizer
     words = tokenizer.length - tokenizer.count("")
-    assert rewards[name].complaints(["red " * words]) == []
-    assert len(rewards[name].complaints(["red " * (words + 1)])) == 1
+    assert rewards[name].prompt_warnings(["red " * words]) == []
+    assert len(rewards[name].prompt_warnings(["red " * (words + 1)])) == 1
 
 
 def test_a_clip_forgets_the_prompts_that_were_scored_longest_ago(rewards, images, monkeypatch):

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hypernoise.hypernoise_core.errors import TensorFileError
 from hypernoise.hypernoise_core.rewards import WeightStore, load_rewards, reward_identities
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
 from hypernoise.hypernoise_core.rewards.hps import load_open_clip
 from hypernoise.hypernoise_core.rewards.image_reward import BertTokenizer, load_image_reward
 from hypernoise.hypernoise_core.rewards.weights import WeightFile
-from hypernoise.hypernoise_core.tensor_file import TensorFileError
 from hypernoise.tests.rewards import stand_ins
 
 CONFIG, WEIGHTS = ClipScore.files
@@ -162,7 +162,7 @@ def test_a_known_size_and_checksum_is_held_against_the_file(cache, tmp_path):
 def test_a_truncated_safetensors_file_is_named(cache, clip_folder, tmp_path):
     path = into_folder(tmp_path / "mine", clip_folder)
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(TensorFileError, match=f"{path} is damaged, cut short"):
+    with pytest.raises(TensorFileError, match=f"{path} is damaged, truncated"):
         load_rewards({"clip": 1.0}, tmp_path / "mine")
 
 
@@ -377,7 +377,9 @@ def test_a_broken_mirror_is_named_with_what_to_do(cache, tmp_path, monkeypatch, 
             with pytest.raises(OSError) as raised:
                 store.download(file)
             text = str(raised.value)
-            assert text.startswith(f"{file.name} of owner/name did not arrive from {endpoint}")
+            assert text.startswith(
+                f"{file.name} of owner/name could not be downloaded from {endpoint}"
+            )
             assert "HF_ENDPOINT" in text and "\n" not in text
             assert store.look_for(file) is None
 

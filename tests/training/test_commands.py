@@ -99,7 +99,10 @@ def test_reno_writes_better_images_and_the_noise_they_come_from(tmp_path):
         (["score", "gone", "--rewards", "redness"], "--prompts FILE"),
         (["download", "rewards", "niceness"], "unknown reward 'niceness'"),
         (["download", "pictures"], "cannot download 'pictures'"),
-        (["download", "rewards", "hps"], "HPS_v2.1_compressed.pt of xswu/HPSv2 did not arrive"),
+        (
+            ["download", "rewards", "hps"],
+            "HPS_v2.1_compressed.pt of xswu/HPSv2 could not be downloaded",
+        ),
         (
             [
                 "generate",

@@ -9,11 +9,11 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from hypernoise.hypernoise_core.adapter import save_adapter
+from hypernoise.hypernoise_core.errors import LibraryFolderError
 from hypernoise.hypernoise_core.families import FAMILIES, get_family
 from hypernoise.hypernoise_core.generate import encode_prompts
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
-from hypernoise.hypernoise_core.library_folder import LibraryFolderError
-from hypernoise.hypernoise_core.rewards import REWARDS, Ensemble, load_rewards
+from hypernoise.hypernoise_core.rewards import REWARDS, Ensemble, get_reward, load_rewards
 from hypernoise.hypernoise_core.rewards.images import Preprocess
 from hypernoise.hypernoise_core.rewards.redness import Redness
 from hypernoise.tests.core.conftest import build_tiny
@@ -21,7 +21,6 @@ from hypernoise.tests.rewards.test_full_size import UNUSED, published
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.estimate import (
     OPTIMIZER_COPIES,
-    REWARD_SIZES,
     estimate,
     measure_step,
     shapes_as_on_gpus,
@@ -291,7 +290,7 @@ def test_rewards_lie_beside_each_other_and_run_one_after_another():
     two = {"hps": 1.0, "imagereward": 1.0}
     larger = small_pipeline_estimate(rewards={"hps": 1.0})
     both = small_pipeline_estimate(rewards=two)
-    assert both.rewards == larger.rewards + 4 * REWARD_SIZES["imagereward"].parameters
+    assert both.rewards == larger.rewards + 4 * get_reward("imagereward").size.parameters
     assert both.reward_activations == larger.reward_activations
     assert larger.backward == 0  # theirs are gone when the generator's pass is at its peak
     half = small_pipeline_estimate(rewards=two, precision="bfloat16")
@@ -299,7 +298,16 @@ def test_rewards_lie_beside_each_other_and_run_one_after_another():
 
 
 def test_every_reward_has_a_size():
-    assert set(REWARD_SIZES) == {reward.name for reward in REWARDS}
+    assert all(reward.size is not None for reward in REWARDS)
+
+
+def test_a_reward_of_unknown_size_is_said_to_be_left_out(monkeypatch):
+    known = small_pipeline_estimate()
+    monkeypatch.setattr(Redness, "size", None)
+    result = small_pipeline_estimate(rewards={"redness": 1.0, "hps": 1.0})
+    assert "not counted: redness, whose size is unknown" in result.lines()
+    assert result.rewards == 4 * get_reward("hps").size.parameters
+    assert not [line for line in known.lines() if "not counted" in line]
 
 
 @pytest.mark.parametrize("name", ["hps", "imagereward"])
@@ -310,7 +318,7 @@ def test_reward_sizes_are_those_of_the_published_networks(name):
     else:
         used = [key for key in shapes if not UNUSED & set(key.split("."))]
     expected = sum(torch.Size(shapes[key]).numel() for key in used)
-    assert REWARD_SIZES[name].parameters == expected
+    assert get_reward(name).size.parameters == expected
 
 
 def test_the_embedded_reward_has_its_size():
@@ -321,9 +329,9 @@ def test_the_embedded_reward_has_its_size():
         features = encoder.image_features(images)
     assert features.requires_grad
     kept = live.now / 4 / 2
-    assert REWARD_SIZES["tiny-preference"].activations == pytest.approx(kept, rel=0.1)
+    assert get_reward("tiny-preference").size.activations == pytest.approx(kept, rel=0.1)
     encoder.fix_texts(lambda prompts: torch.zeros(len(prompts), 64))
-    assert count(rewards) == REWARD_SIZES["tiny-preference"].parameters
+    assert count(rewards) == get_reward("tiny-preference").size.parameters
 
 
 @pytest.mark.parametrize(
@@ -347,8 +355,8 @@ def test_reward_activations_are_those_of_their_networks(name, width, layers, act
     with shapes_as_on_gpus(), LiveBytes() as live:
         output = vision(pixel_values=Preprocess()(images).to(torch.bfloat16))
     assert output.image_embeds.requires_grad
-    assert REWARD_SIZES[name].activations == pytest.approx(live.now / 2, rel=0.05)
-    assert REWARD_SIZES[name].parameters == pytest.approx(count(vision), rel=0.01)
+    assert get_reward(name).size.activations == pytest.approx(live.now / 2, rel=0.05)
+    assert get_reward(name).size.parameters == pytest.approx(count(vision), rel=0.01)
 
 
 RUNS = {

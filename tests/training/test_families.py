@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
+from hypernoise.hypernoise_core.adapter import load_adapter, load_generator_lora, save_adapter
 from hypernoise.hypernoise_core.families import FAMILIES
-from hypernoise.hypernoise_core.generator_lora import load_generator_lora, save_generator_lora
+from hypernoise.hypernoise_core.generator_lora import save_generator_lora
 from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.tests.core.conftest import BATCH, build_tiny
 from hypernoise.training.config import TrainingConfig

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from hypernoise.hypernoise_core.errors import RewardError, TensorFileError
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
 from hypernoise.hypernoise_core.rewards import Ensemble, load_rewards
 from hypernoise.hypernoise_core.rewards.aesthetic import Aesthetic
@@ -19,7 +20,6 @@ from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
 from hypernoise.hypernoise_core.rewards.head import ScoreHead
 from hypernoise.hypernoise_core.rewards.hps import Hps
 from hypernoise.hypernoise_core.rewards.images import Preprocess
-from hypernoise.hypernoise_core.tensor_file import TensorFileError
 from hypernoise.tests import warm
 from hypernoise.training.feature_store import (
     FeatureStore,
@@ -394,7 +394,7 @@ def test_fixed_texts_keep_the_scores_and_free_the_text_tower(kind, images):
     leaf = images.clone().requires_grad_(True)
     reward.score(leaf, PROMPTS).sum().backward()
     assert leaf.grad.abs().sum() > 0
-    assert reward.complaints(["a red circle " * 40]) != []
+    assert reward.prompt_warnings(["a red circle " * 40]) != []
     reward.to(torch.float32)
     with pytest.raises(ValueError, match="no text tower any more"):
         encoder.text_tower()
@@ -434,7 +434,7 @@ def test_text_features_of_an_ensemble_are_computed_once_and_kept(images, tmp_pat
     assert before.keys() == after.keys()
     for name in before:
         assert torch.equal(before[name], after[name])
-    with pytest.raises(ValueError, match="not encoded in .* such as 'a zebra'"):
+    with pytest.raises(RewardError, match="not encoded in .* such as 'a zebra'"):
         rewards.scores(images[:1], ["a zebra"])
 
     again = ensemble()

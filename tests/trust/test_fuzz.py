@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
-from hypernoise.hypernoise_core.lora import LoraBranch
-from hypernoise.hypernoise_core.metadata import AdapterError, AdapterMetadata
+from hypernoise.hypernoise_core.lora_branch import LoraBranch
+from hypernoise.hypernoise_core.metadata import AdapterMetadata
 from hypernoise.hypernoise_core.peft_config import CONFIG_NAME, PeftConfig
 from hypernoise.tests.trust.generated import examples
 from hypernoise.tests.trust.mutation import mutate_bytes, mutate_safetensors, mutate_tree, to_json

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hypernoise.hypernoise_core.families import FAMILIES
-from hypernoise.hypernoise_core.hypernetwork import modulate, predict_delta
+from hypernoise.hypernoise_core.hypernetwork import modulate, predict_change
 from hypernoise.tests.core.conftest import build_tiny
 from hypernoise.tests.trust.generated import examples
 from hypernoise.tests.trust.state import (
@@ -117,7 +117,7 @@ class Passes(RuleBasedStateMachine):
 
     def _delta(self, f, strength: float) -> torch.Tensor:
         tiny = self.tiny
-        return predict_delta(f, tiny.network, tiny.noise, tiny.conditioning, strength)
+        return predict_change(f, tiny.network, tiny.noise, tiny.conditioning, strength).delta
 
     @rule(which=st.integers(0, 1), strength=st.sampled_from([-2.0, 0.0, 0.5, 1.0, 3.0]))
     def one_pass(self, which: int, strength: float) -> None:

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
+from hypernoise.hypernoise_core.errors import LibraryFolderError
 from hypernoise.hypernoise_core.generate import encode_prompts, generate
-from hypernoise.hypernoise_core.library_folder import LibraryFolderError, check_pipeline
+from hypernoise.hypernoise_core.library_folder import check_pipeline
 from hypernoise.hypernoise_core.rewards import Ensemble, load_rewards, parse_weights
 from hypernoise.hypernoise_core.rewards.clip import ClipTokenizer, TransformersClip
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
@@ -97,7 +98,7 @@ def test_every_prompt_is_scored_or_refused(rewards, tally, name):
     for prompt in GOOD.values():
         scores = rewards[name].score(IMAGE, [prompt])
         assert scores.isfinite().all()
-        for complaint in rewards[name].complaints([prompt]):
+        for complaint in rewards[name].prompt_warnings([prompt]):
             assert len(complaint) < 300 and printable(complaint) == complaint
         counted.count("worked")
     for prompt in BAD.values():
@@ -112,7 +113,7 @@ def test_a_text_in_place_of_a_list_is_refused(rewards, pipeline):
         lambda: generate(pipeline, "a", seeds=[0]),
         lambda: encode_prompts(pipeline, "a"),
     ):
-        with pytest.raises(ValueError, match="one prompt for each image, got the text 'a'"):
+        with pytest.raises(ValueError, match="one prompt for each image, got the string 'a'"):
             call()
 
 
@@ -142,8 +143,8 @@ def test_a_long_prompt_is_cut_off_without_a_word_of_indexing_errors(tally):
     try:
         long = "a red circle " * 200
         encode_prompts(load_pipeline("tiny-sprint"), [long])
-        (complaint,) = load_rewards({"tiny-preference": 1.0}).complaints([long])
-        assert "leaves out the end of the prompt" in complaint
+        (complaint,) = load_rewards({"tiny-preference": 1.0}).prompt_warnings([long])
+        assert "ignores the end of the prompt" in complaint
         assert told == []
         AutoTokenizer.from_pretrained(EMBEDDED["tiny-sprint"] / "tokenizer")(long)
         assert "indexing errors" in told[0].getMessage()  # so it would have been heard

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from hypernoise.hypernoise_core.adapter import AdapterError
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.text import printable
 from hypernoise.tests.trust.generated import examples
 from hypernoise.training.commands import demo

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers.utils import import_utils
 
+from hypernoise.hypernoise_core.errors import TensorFileError
 from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
-from hypernoise.hypernoise_core.tensor_file import TensorFileError
 from hypernoise.tests.rewards import stand_ins
 
 CONFIG, WEIGHTS = ClipScore.files
@@ -198,7 +198,7 @@ def test_the_package_that_runs_code_of_repositories_is_not_reached(folder, tmp_p
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert not marker.exists(), run.stderr
-    assert "config.json asks for code" in run.stdout, run.stderr
+    assert "config.json asks for custom code" in run.stdout, run.stderr
 
 
 def test_pickled_weights_are_not_loaded(folder, tally):

@@ -282,7 +282,7 @@ def test_a_full_disk_loses_nothing(work, reference, tmp_path, scale, tally):
             if result.returncode:
                 assert result.returncode == 2, result.errors
                 assert "No space left on device" in result.message, result.errors
-                assert f"{disk}/run" in result.message and "make room" in result.message
+                assert f"{disk}/run" in result.message and "free some space" in result.message
             else:
                 assert "warning: no checkpoint at update" in result.errors
             end = "ended with a message" if result.returncode else "went on with a warning"
@@ -380,7 +380,7 @@ def test_a_disk_that_becomes_read_only_loses_nothing(work, reference, tmp_path, 
         with read_only(disk):
             result = started.wait()
         assert result.returncode == 2 and "Read-only file system" in result.message
-        assert f"{disk}/a/b/run" in result.message and "--resume goes on" in result.message
+        assert f"{disk}/a/b/run" in result.message and "--resume continues" in result.message
         assert_whole(disk / "a" / "b" / "run", halves=True)
         assert train(work, *arguments, "--resume").returncode == 0
         assert_whole(disk / "a" / "b" / "run")
@@ -553,11 +553,17 @@ def reward(fault: str, when: str = "True") -> str:
     [
         ("scores = scores[:, None]", "the reward redness gave scores"),
         ("scores = scores.sum()", "the reward redness gave scores"),
-        ("raise RuntimeError('no such kernel')", "reward redness failed after update 2"),
-        ("raise OSError(5, 'Input/output error')", "reward redness failed after update 2"),
+        (
+            "raise RuntimeError('no such kernel')",
+            "after update 2: the reward redness failed with RuntimeError: no such kernel",
+        ),
+        (
+            "raise OSError(5, 'Input/output error')",
+            "after update 2: the reward redness failed with OSError",
+        ),
         (
             "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')",
-            "out of memory in the reward redness, after update 2",
+            "out of memory after update 2: the reward redness ran out of memory: CUDA",
         ),
     ],
 )
@@ -577,7 +583,7 @@ def test_a_reward_that_fails_is_named_and_nothing_is_lost(
     arguments = ["--save_dir", run, "--save_every", "1000"]
     result = train(work, *arguments, first=reward(fault, when))
     assert result.returncode == 2 and message in result.message, result.errors
-    assert "--resume goes on from" in result.message and step(run) == 2
+    assert "--resume continues from" in result.message and step(run) == 2
     assert train(work, *arguments, "--resume").returncode == 0
     found = differences(run, reference, same_files=False)
     place = "an evaluation" if in_evaluation else "an update"
@@ -611,8 +617,8 @@ def test_a_run_that_only_gets_nan_ends(work, tmp_path, tally):
     arguments = ["--save_dir", run, "--steps", "14", "--log_every", "0", "--save_every", "1000"]
     fewer = "import hypernoise.training.trainer as trainer; trainer.MAX_SKIPPED = 8\n"
     result = train(work, *arguments, first=fewer + reward(NAN, "calls > 2"))
-    assert result.returncode == 2 and "scores of redness are no numbers" in result.message
-    assert step(run) == 10 and "--resume goes on" in result.message
+    assert result.returncode == 2 and "scores of redness are not finite" in result.message
+    assert step(run) == 10 and "--resume continues" in result.message
     assert state(run)["skipped"] >= 8
     result = train(work, *arguments, "--resume", first=fewer)
     assert result.returncode == 0, result.errors
@@ -672,7 +678,7 @@ def _assert_other_ends(ranks: list[Started], lost: int) -> None:
     result = ranks[1 - lost].wait(60)
     assert result.returncode == 2, result.errors
     assert "another process of this run has died or hangs" in result.message
-    assert "--resume goes on" in result.message
+    assert "--resume continues" in result.message
 
 
 def _assert_two_go_on(work: Path, run: Path, reference: Path) -> None:
@@ -838,9 +844,9 @@ def test_a_best_adapter_that_is_gone_is_said(work, reference, damaged, tally):
     (damaged / "best.safetensors").unlink()
     result = train(work, "--save_dir", damaged, "--resume")
     assert result.returncode == 0, result.errors
-    assert "best.safetensors is gone" in result.errors
+    assert "best.safetensors is missing" in result.errors
     assert (damaged / "best.safetensors").is_file()
-    tally("best.safetensors is gone").count("said, written at the next evaluation")
+    tally("best.safetensors is missing").count("said, written at the next evaluation")
 
 
 def test_a_damaged_shard_of_the_cache_is_named(work, reference, damaged, tmp_path, scale, tally):

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...hypernoise_core.adapter import find_weights
+from ...hypernoise_core.adapter import find_weights, open_adapter
 from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.families import get_family
-from ...hypernoise_core.generator_lora import GeneratorLora, load_either
+from ...hypernoise_core.generator_lora import GeneratorLora
 from ...hypernoise_core.metadata import AdapterMetadata
 from ...hypernoise_core.strict_json import parse_object
 from ...hypernoise_core.text import printable
@@ -41,7 +41,7 @@ def write_card(adapter: Path, out: Path, report: Path | None = None) -> Path:
         FileNotFoundError: there is no such report.
         ValueError: the report is none of `hypernoise evaluate`.
     """
-    loaded = load_either(adapter)
+    loaded = open_adapter(adapter)
     is_lora, facts = isinstance(loaded, GeneratorLora), loaded.metadata
     numbers = None if report is None else read_report(report)
     parameters = sum(parameter.numel() for parameter in loaded.parameters())

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...hypernoise_core.adapter import find_weights, save_adapter
-from ...hypernoise_core.generator_lora import GeneratorLora, load_either, save_generator_lora
-from ...hypernoise_core.lora import LoraBranch
+from ...hypernoise_core.adapter import find_weights, open_adapter, save_adapter
+from ...hypernoise_core.generator_lora import GeneratorLora, save_generator_lora
 from ...hypernoise_core.lora_adapter import LoraAdapter
+from ...hypernoise_core.lora_branch import LoraBranch
 from ...hypernoise_core.tensor_file import is_safetensors
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -83,7 +83,7 @@ def export_adapter(
     _check_target(weights, target)
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}, choose from {', '.join(DTYPES)}")
-    adapter = load_either(source, alpha=alpha)
+    adapter = open_adapter(source, alpha=alpha)
     exported = cast(adapter if rank is None else reduce_rank(adapter, rank), DTYPES[dtype])
     squares = {
         name: _squares(branch, exported.branches[name]) for name, branch in adapter.branches.items()

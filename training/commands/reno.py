@@ -15,7 +15,7 @@ from ...hypernoise_core.generate import encode_prompts
 from ...hypernoise_core.hypernetwork import (
     NoiseHypernetwork,
     modulate,
-    predict_delta,
+    predict_change,
     sample_noise,
 )
 from ...hypernoise_core.reno import RenoConfig, RenoResult, optimise_noise
@@ -62,9 +62,8 @@ def write_search(
         noise = sample_noise(shape, seeds[rows], device=pipeline._execution_device)
         if hypernetwork is not None:
             with torch.no_grad():
-                noise = modulate(
-                    noise, predict_delta(hypernetwork, family.network(pipeline), noise, c)
-                )
+                change = predict_change(hypernetwork, family.network(pipeline), noise, c)
+                noise = modulate(noise, change.delta)
         start, result = _search(pipeline, rewards, config, prompts[rows], noise, c)
         starts.append(start)
         results.append(result)

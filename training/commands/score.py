@@ -267,7 +267,7 @@ def _score(
                 flush(max(waiting, key=lambda s: len(waiting[s]) * s[0] * s[1]))
         for size in list(waiting):
             flush(size)
-    for complaint in rewards.complaints([table.prompts[name] for name in names]):
+    for complaint in rewards.prompt_warnings([table.prompts[name] for name in names]):
         tqdm.write(printable(complaint), file=sys.stderr)
     return problems
 

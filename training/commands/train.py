@@ -1,4 +1,4 @@
-"""`hypernoise train`: a run in a folder. It may stop at any point and go on from there.
+"""`hypernoise train`: a run in a folder, which may stop at any point and be resumed.
 
 The folder holds config.toml, metrics.jsonl, report.html, checkpoints/, evaluations/, the adapter as
 of the last checkpoint (hypernoise.safetensors, or lora.safetensors of a fine-tune), and as of the
@@ -12,7 +12,6 @@ import hashlib
 import math
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,11 +22,11 @@ import torch
 from tqdm import tqdm
 
 from ...hypernoise_core.adapter import save_adapter
-from ...hypernoise_core.atomic_file import remove_halves, write_atomically
+from ...hypernoise_core.atomic_file import remove_temporary_files, write_atomically
 from ...hypernoise_core.divergence import kl_terms, lipschitz_estimate
+from ...hypernoise_core.errors import RewardError
 from ...hypernoise_core.generator_lora import save_generator_lora
 from ...hypernoise_core.hypernetwork import sample_noise
-from ...hypernoise_core.rewards import Ensemble
 from .. import writable
 from ..arguments import to_toml
 from ..checkpoints import Checkpoints, damaged
@@ -53,7 +52,7 @@ KL_IMAGES = 4
 
 _CHECKPOINTS = "checkpoints"
 _EVALUATION_SEED = 600_000_000
-_FREE_ON_RESUME = {  # what may change when a run goes on
+_FREE_ON_RESUME = {  # settings that may change when a run is resumed
     "steps",
     "epochs",
     "max_seconds",
@@ -77,7 +76,7 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
     """A run that is ready to train.
 
     Args:
-        resume: go on from the newest checkpoint in the run's folder; start where there is none.
+        resume: continue from the newest checkpoint in the run's folder; start if there is none.
 
     Raises:
         ValueError: the folder holds a run and `resume` is not asked for, or one with other settings
@@ -92,7 +91,7 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
         writable.check_others(config.save_dir, "--save_dir", names)
     if not resume and checkpoints:
         raise ValueError(
-            f"{config.save_dir} holds a run already: add --resume to go on with it, or choose "
+            f"{config.save_dir} already contains a run: add --resume to continue it, or choose "
             f"another --save_dir"
         )
     return Run(config, prepare(config))
@@ -111,7 +110,7 @@ def _adapter_name(config: TrainingConfig) -> str:
 
 
 class Run:
-    """A training run and its folder; it goes on from the newest checkpoint there.
+    """A training run and its folder; it continues from the newest checkpoint there.
 
     Args:
         parts: from `prepare`.
@@ -125,7 +124,7 @@ class Run:
         self.config, self.parts, self.folder = config, parts, config.save_dir
         self.is_main = parts.accelerator.is_main_process
         refusal = (
-            f"{self.folder}: another process is training there; wait for it or end it, or choose "
+            f"{self.folder}: another process is training there; wait for it, stop it, or choose "
             f"another --save_dir"
         )
         self._lock = lock(self.folder / ".lock", refusal) if self.is_main else None
@@ -145,7 +144,7 @@ class Run:
 
     def _open_log(self) -> MetricsLog:
         for folder in (self.folder, self.checkpoints.folder, self.folder / PICTURES):
-            remove_halves(folder)
+            remove_temporary_files(folder)
         write_atomically(self.folder / CONFIG, to_toml(self.config).encode())
         goes_on = (self.folder / METRICS).is_file()
         log = MetricsLog(self.folder, self.config.tracker, asdict(self.config))
@@ -225,7 +224,7 @@ class Run:
 
     @contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
-        """SIGTERM and the first Ctrl-C end the run after the update that is under way."""
+        """SIGTERM and the first Ctrl-C end the run after the current update."""
 
         def stop(number: int, frame: object) -> None:
             self.stopped_by = signal.Signals(number)
@@ -262,30 +261,26 @@ class Run:
             raise
 
     def _explained(self, error: Exception) -> Exception | None:
-        """What ended the run and what to do, in words for its user; None: a traceback says more."""
-        reward = _reward_of(error, self.parts.rewards)
-        where = f"in the reward {reward}, " if reward else ""
-        now = f"{where}after update {self.trainer.step}"
+        """What ended the run and what to do about it; None where the traceback says more."""
+        update = f"after update {self.trainer.step}"
         paths = self.checkpoints.paths()
-        go_on = f"--resume goes on from {paths[-1]}" if paths else "start again: no checkpoint yet"
+        resume = (
+            f"--resume continues from {paths[-1]}" if paths else "start again: no checkpoint yet"
+        )
         if isinstance(error, torch.OutOfMemoryError):
             return ValueError(
-                f"out of memory {now}: {str(error).splitlines()[0]} --use_checkpoint needs less; "
-                f"so does a smaller --batch_size, in a new run. {go_on}"
+                f"out of memory {update}: {str(error).splitlines()[0]} --use_checkpoint needs "
+                f"less; so does a smaller --batch_size, in a new run. {resume}"
             )
-        if isinstance(error, OSError) and not reward:
+        if isinstance(error, RewardError):
+            return ValueError(f"{update}: {error}. {resume}")
+        if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            return OSError(f"{error}: {'make room there, then ' if full else ''}{go_on}")
-        if reward:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            return ValueError(
-                f"the reward {reward} failed after update {self.trainer.step} with "
-                f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno}). {go_on}"
-            )
-        return ValueError(f"{error}. {go_on}") if isinstance(error, ValueError) else None
+            return OSError(f"{error}: {'free some space there, then ' if full else ''}{resume}")
+        return ValueError(f"{error}. {resume}") if isinstance(error, ValueError) else None
 
     def _evaluate_if_due(self, at_the_end: bool = False) -> None:
-        """Not twice after the same update, where a run goes on."""
+        """Not twice after the same update when a run is resumed."""
         step = self.trainer.step
         if self.held_out is None or self._evaluated == step:
             return
@@ -312,9 +307,9 @@ class Run:
         self._warn()
 
     def _divergence(self) -> Metrics:
-        """How far the noise's distribution has moved, and how well the penalty stands for it."""
+        """How far the noise's distribution has moved, and how well the penalty measures that."""
         f = self.trainer.trained
-        if self.config.train_type == "finetune" or f.metadata.replaces_noise:
+        if self.config.train_type == "finetune" or not f.has_kl:
             return {}
         device = self.parts.accelerator.device
         prompts, seeds = self.held_out.prompts[:KL_IMAGES], self.held_out.seeds[:KL_IMAGES]
@@ -344,10 +339,9 @@ class Run:
     def _write_report(self) -> None:
         config, plan = self.config, self.trainer.plan
         rewards = ", ".join(f"{weight:g} x {name}" for name, weight in config.rewards.items())
-        what = "LoRA on the generator" if config.train_type == "finetune" else "noise hypernetwork"
         summary = [
-            f"A {what} for {config.model}, trained for {self.trainer.step} of {plan.steps} updates "
-            f"on {len(plan.prompts)} prompts against {rewards}."
+            f"A {self.trainer.adapter.kind} for {config.model}, trained for {self.trainer.step} of "
+            f"{plan.steps} updates on {len(plan.prompts)} prompts against {rewards}."
         ]
         write_run_report(self.folder, f"Training {self.folder.name}", summary)
 
@@ -356,7 +350,7 @@ class Run:
         save(self.trainer.trained, path)
 
     def _save_checkpoint(self, last: bool = False) -> None:
-        """Where it fails the run goes on with the earlier checkpoints, but not at the end."""
+        """If it fails the run continues with the earlier checkpoints, except at the end."""
         if not self.is_main:
             return
         state = self.trainer.state_dict() | {
@@ -393,8 +387,8 @@ class Run:
                 f"{name} was {known[name]!r} and is {own[name]!r}" for name in changed
             )
             raise ValueError(
-                f"{self.folder} was trained with other settings: {differences}. Go on with those "
-                f"it had, or choose another --save_dir"
+                f"{self.folder} was started with other settings: {differences}. Use the earlier "
+                f"settings, or choose another --save_dir"
             )
 
     def _take_over(self, state: dict[str, Any]) -> None:
@@ -408,7 +402,7 @@ class Run:
             self._tell_of_new_length(state["length"])
         if self.best is not None and not (self.folder / BEST).is_file():
             self.parts.accelerator.print(
-                f"warning: {self.folder / BEST} is gone: the best evaluation from now on writes it",
+                f"warning: {self.folder / BEST} is missing: the next best evaluation writes it",
                 file=sys.stderr,
             )
             self.best = None
@@ -419,7 +413,7 @@ class Run:
         return {"steps": self.trainer.plan.steps, "max_seconds": self.config.max_seconds}
 
     def _tell_of_new_length(self, before: dict[str, Any]) -> None:
-        """Says what another length does to a schedule that depends on it."""
+        """Warn of what another length does to a schedule that depends on it."""
         now, schedule = self._length, self.config.schedule
         if now == before or schedule == "constant":
             return
@@ -436,14 +430,8 @@ def _in_words(steps: int, max_seconds: float | None) -> str:
     return f"{steps} updates" + (f" or {max_seconds:g} seconds" if max_seconds else "")
 
 
-def _reward_of(error: Exception, rewards: Ensemble) -> str | None:
-    """The reward in whose code the error arose."""
-    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return next((n for n, r in rewards.members.items() if any(o is r for o in owners)), None)
-
-
 def _fingerprint(config: TrainingConfig, parts: Parts) -> dict[str, Any]:
-    """What must be the same for a run to go on as if it had not stopped."""
+    """What must be unchanged for a run to resume as if it had not stopped."""
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE_ON_RESUME}
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
     prompts = {"prompts": parts.prompts.training, "held_out": parts.prompts.held_out}

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from ...hypernoise_core.adapter import find_weights, load_adapter
-from ...hypernoise_core.file_identity import sha256_of
-from ...hypernoise_core.generator_lora import (
-    GeneratorLora,
-    load_either,
+from ...hypernoise_core.adapter import (
+    find_weights,
+    load_adapter,
     load_generator_lora,
+    open_adapter,
 )
+from ...hypernoise_core.file_identity import sha256_of
+from ...hypernoise_core.generator_lora import GeneratorLora
 from .catalogue import FINETUNE, OURS, Entry, Ingredients, get_entry
 from .settings import EvaluationConfig
 
@@ -79,7 +80,7 @@ class Adapters:
 
 def _load(path: Path) -> Ingredients:
     """Of a file of either kind."""
-    loaded = load_either(path)
+    loaded = open_adapter(path)
     is_lora = isinstance(loaded, GeneratorLora)
     return Ingredients(lora=loaded) if is_lora else Ingredients(hypernetwork=loaded)
 

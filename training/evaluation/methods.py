@@ -19,7 +19,7 @@ from ...hypernoise_core.hypernetwork import (
     draw_noise,
     modulate,
     noise_penalty,
-    predict_delta,
+    predict_change,
     seed_generators,
 )
 from ...hypernoise_core.reno import RenoConfig, optimise_noise
@@ -117,14 +117,9 @@ def hypernoise(hypernetwork: NoiseHypernetwork) -> Method:
 
     def make(task: Task) -> Made:
         made = task.generate(hypernetwork)
-        return Made(made.images, _f_squared(hypernetwork, made.noise, made.delta))
+        return Made(made.images, noise_penalty(made.output))
 
     return make
-
-
-def _f_squared(hypernetwork: NoiseHypernetwork, noise: Tensor, delta: Tensor) -> Tensor:
-    output = delta + noise if hypernetwork.metadata.replaces_noise else delta
-    return noise_penalty(output)
 
 
 def finetune(lora: GeneratorLora) -> Method:
@@ -195,7 +190,8 @@ def search(
     noise, _ = start()
     if hypernetwork is not None:
         with torch.no_grad():
-            noise = modulate(noise, predict_delta(hypernetwork, task.network, noise, conditioning))
+            change = predict_change(hypernetwork, task.network, noise, conditioning)
+            noise = modulate(noise, change.delta)
     result = optimise_noise(
         noise, images, lambda made: task.rewards.score(made, task.prompts), config, on_step
     )

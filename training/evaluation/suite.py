@@ -283,7 +283,7 @@ class Suite:
             run: which of its adapters.
         """
         f = self.adapters.get(method, run).hypernetwork
-        if not self.config.kl_noises or f.metadata.replaces_noise:
+        if not self.config.kl_noises or not f.has_kl:
             return None
         numbers = spread(range(len(self.prompts)), self.config.kl_noises)
         model = self.parts.identity["model_content"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...hypernoise_core.families import Conditioning, Family, family_of_pipeline
 from ...hypernoise_core.generate import Generated, generate
 from ...hypernoise_core.generator_lora import GeneratorLora
-from ...hypernoise_core.hypernetwork import NoiseHypernetwork, noise_penalty
+from ...hypernoise_core.hypernetwork import NoiseHypernetwork, modulate, noise_penalty
 from ...hypernoise_core.rewards import Ensemble, compare, score_in_batches
 from ..report.figures import side_by_side
 from .watch import Measure
@@ -56,7 +56,7 @@ class Gain:
 def paired_gain(base: Tensor, ours: Tensor) -> Gain:
     """Compares scores (N,) of N pairs; the interval is the percentile bootstrap's.
 
-    It is unknown for a single pair and where a score is no number.
+    It is unknown for a single pair and where a score is not finite.
     """
     low = high = float("nan")
     difference = (ours.double() - base.double()).numpy()
@@ -78,7 +78,7 @@ class Evaluation:
     f_squared: float | None
     """Mean f^2 of an element of the noise; None for a LoRA on the generator."""
     noise_prompt_replaced: float | None
-    """Mean total where the hypernetwork is told another prompt; None for a LoRA."""
+    """Mean total where the hypernetwork gets another prompt; None for a LoRA."""
     prompts: list[str]
     """Of the images that are kept to be shown."""
     rows: dict[str, Tensor]
@@ -146,7 +146,7 @@ class HeldOut:
     conditioning: Conditioning
     """A row for each prompt, on the CPU."""
     noise_conditioning: Conditioning
-    """One row: what the hypernetwork is told instead, to see what it takes from the prompt."""
+    """One row, given to the hypernetwork instead, to measure what it takes from the prompt."""
     seeds: Sequence[int]
     """One for each prompt."""
     size: tuple[int, int]
@@ -179,16 +179,16 @@ class HeldOut:
         if isinstance(adapter, GeneratorLora):
             with adapter.attached(self._family.network(self.pipeline)):
                 images = self._generate(None).images
-            return self._evaluation(self._scores(images), {"LoRA on the generator": images}, {})
+            return self._evaluation(self._scores(images), {adapter.kind: images}, {})
         made = self._generate(adapter)
         replaced = self._generate(adapter, self.noise_conditioning).images
-        output = made.delta + made.noise if adapter.metadata.replaces_noise else made.delta
         scores = self._scores(made.images) | {
-            _F_SQUARED: noise_penalty(output),
+            _F_SQUARED: noise_penalty(made.output),
             _REPLACED: self._reward_scores(replaced)["evaluation/total"],
         }
         rows = {"modulated noise": made.images, "noise prompt replaced": replaced}
-        noises = {"noise x": made.noise, "f(x)": output, "modulated noise": made.noise + made.delta}
+        modulated = modulate(made.noise, made.delta)
+        noises = {"noise x": made.noise, "f(x)": made.output, "modulated noise": modulated}
         return self._evaluation(scores, rows, noises if self.viz_noise else {})
 
     @cached_property

@@ -27,7 +27,7 @@ _TITLES = {
 _AFTER_REWARD = list(_TITLES).index("reward") + 0.5  # where the single rewards stand
 _SPEED = "images per second"
 _KL_TITLES = {
-    "kl/l2": "1/2 |f|², which stands for the KL",
+    "kl/l2": "1/2 |f|², the KL's stand-in in training",
     "kl/total": "KL, estimated",
     "kl/remainder_share": "share of the KL that 1/2 |f|² misses",
     "kl/lipschitz": "largest singular value of f's Jacobian",
@@ -137,7 +137,7 @@ def _more(row: Mapping[str, Any]) -> str:
     if "evaluation/total_noise_prompt_replaced" in row:
         value = row["evaluation/total_noise_prompt_replaced"]
         sentences.append(
-            f"Total where the hypernetwork is told the noise prompt instead of the image's own: "
+            f"Total where the hypernetwork gets the noise prompt instead of the image's own: "
             f"{value:.4g}."
         )
     return " ".join(sentences)

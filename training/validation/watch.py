@@ -1,4 +1,4 @@
-"""A score that is measured in training and not trained on: where it falls, a reward is hacked."""
+"""A score that is measured during training but not trained on: if it falls, a reward is hacked."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check(images: Tensor, prompts: Sequence[str]) -> Tensor:
     """1 for each image (N, 3, H, W) in [0, 1] that is what its caption says, else 0: (N,).
 
     Raises:
-        ValueError: a prompt is no caption of the tiny world.
+        ValueError: a prompt is not a caption of the tiny world.
     """
     captions = [parse_caption(prompt) for prompt in prompts]
     return torch.tensor(
@@ -83,7 +83,7 @@ def default_watch(
     prompts: Sequence[str],
     rewards_folder: Path | None = None,
 ) -> str:
-    """Name of a measure that is at hand and not trained on; `none`, and it is said, without one.
+    """Name of an available measure that is not trained on; `none` with a message if there is none.
 
     Args:
         trained: names of the rewards that are trained on.
@@ -102,8 +102,8 @@ def default_watch(
         if _is_here(name, store):
             return name
     PartialState().print(
-        f"no reward is watched that is not trained on, so reward hacking would go unnoticed: "
-        f"`hypernoise download rewards {candidates[0]}` gets one"
+        f"no reward is watched beside those in training, so reward hacking would go unnoticed: "
+        f"download one with `hypernoise download rewards {candidates[0]}`"
         if candidates
         else "all rewards are trained on, so none is left to watch for reward hacking"
     )

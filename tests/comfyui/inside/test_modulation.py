@@ -140,16 +140,16 @@ def test_delta_is_the_core_s(comfy, apply, loaded, deltas, models):
 
     from hypernoise.hypernoise_core.adapter import load_adapter
     from hypernoise.hypernoise_core.families import get_family
-    from hypernoise.hypernoise_core.hypernetwork import predict_delta
+    from hypernoise.hypernoise_core.hypernetwork import predict_change
     from hypernoise.tests.comfyui.stand_ins import FILE
 
     comfy.sample(apply(loaded.model, loaded.hypernoise), loaded.prompt, loaded.latent)
     noise, delta = (tensor.cpu() for tensor in deltas[0])
     pipeline = SanaSprintPipeline.from_pretrained(models.folder_path)
     conditioning = get_family("sana_sprint").encode(pipeline, ["three green triangles"] * 2)
-    reference = predict_delta(
+    reference = predict_change(
         load_adapter(models.adapter(FILE)), pipeline.transformer, noise, conditioning
-    )
+    ).delta
     assert (delta - reference).norm() / reference.norm() < 1e-5
 
 

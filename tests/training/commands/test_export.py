@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from hypernoise.hypernoise_core.adapter import AdapterError, load_adapter, save_adapter
+from hypernoise.hypernoise_core.adapter import load_adapter, load_generator_lora, save_adapter
+from hypernoise.hypernoise_core.errors import AdapterError
 from hypernoise.hypernoise_core.generator_lora import (
     GeneratorLora,
-    load_generator_lora,
     save_generator_lora,
 )
-from hypernoise.hypernoise_core.lora import LoraBranch
+from hypernoise.hypernoise_core.lora_branch import LoraBranch
 from hypernoise.tests.core.conftest import build_tiny
 from hypernoise.training.commands.export import DTYPES, export_adapter, reduce_rank, weight_error
 
@@ -206,7 +206,7 @@ def test_a_lora_on_the_generator_is_exported_as_one(tiny, tmp_path):
 def test_alpha_is_refused_for_a_lora_whose_weights_hold_the_scale(tiny_sana, tmp_path):
     lora = GeneratorLora.initialise(tiny_sana.network, tiny_sana.family, rank=2, alpha=5)
     source = save_generator_lora(lora, tmp_path / "lora.safetensors")
-    with pytest.raises(AdapterError, match="holds its scale in B, but alpha was given"):
+    with pytest.raises(AdapterError, match="include its scale, but alpha was given"):
         export_adapter(source, tmp_path / "small.safetensors", alpha=5)
 
 

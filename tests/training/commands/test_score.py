@@ -209,7 +209,7 @@ class Rewards(torch.nn.Module):
         super().__init__()
         self.inner, self.stop_after, self.scored = rewards, stop_after, 0
         self.weights, self.device = rewards.weights, rewards.device
-        self.total, self.complaints = rewards.total, rewards.complaints
+        self.total, self.prompt_warnings = rewards.total, rewards.prompt_warnings
 
     def scores(self, images, prompts):
         if self.stop_after is not None and self.scored >= self.stop_after:
