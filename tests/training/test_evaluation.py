@@ -30,20 +30,22 @@ from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.training.commands.card import write_card
 from hypernoise.training.commands.evaluate import evaluate
 from hypernoise.training.evaluation import (
-    catalogue,
-    cells,
+    jobs,
     layouts,
+    lpips,
+    method_table,
     methods,
     metrics,
-    perceptual,
+    paraphrases,
     suite,
     trade_offs,
-    wordings,
 )
+from hypernoise.training.evaluation.benchmarks.geneval import geneval_items
+from hypernoise.training.evaluation.benchmarks.t2i_compbench import t2i_compbench_items
+from hypernoise.training.evaluation.eval_prompts import load_eval_prompts
 from hypernoise.training.evaluation.layouts import write_layout
-from hypernoise.training.evaluation.questions import ask
+from hypernoise.training.evaluation.runner import noise_seed
 from hypernoise.training.evaluation.settings import EvaluationConfig
-from hypernoise.training.evaluation.suite import noise_seed
 from hypernoise.training.pipelines import ASSETS, EMBEDDED_ADAPTER, load_pipeline
 from hypernoise.training.processes import join
 
@@ -170,7 +172,7 @@ def test_a_lora_changes_the_images_while_its_method_runs_and_leaves_nothing(task
     assert torch.equal(methods.base(task).images, base)
 
 
-def test_prompt_optimisation_takes_the_wording_that_the_prompt_likes_best(task):
+def test_prompt_optimisation_takes_the_paraphrase_that_the_prompt_likes_best(task):
     encode = lambda prompts: encode_prompts(task.pipeline, prompts)  # noqa: E731
     alone = methods.prompt_optimisation({p: [p] for p in PROMPTS}, encode)
     assert torch.allclose(alone(task).images, methods.base(task).images, atol=1e-5)
@@ -201,18 +203,18 @@ def test_f_squared_is_that_of_the_hypernetworks_output(task, hypernetwork):
     assert not torch.allclose(replaced.images, result.images, atol=0.01)
 
 
-# Wordings
+# Paraphrases
 
 
 def test_a_caption_is_paraphrased_under_every_prefix():
-    assert wordings.paraphrase("a photo of two red circles") == [
+    assert paraphrases.paraphrase("a photo of two red circles") == [
         "a photo of two red circles",
         "two red circles",
         "a picture of two red circles",
         "a drawing of two red circles",
     ]
     with pytest.raises(ValueError, match="no caption"):
-        wordings.paraphrase("a cat")
+        paraphrases.paraphrase("a cat")
 
 
 def answering(tmp_path: Path, body: str) -> str:
@@ -221,11 +223,11 @@ def answering(tmp_path: Path, body: str) -> str:
     return f"{sys.executable} {script}"
 
 
-def test_a_command_answers_wordings_line_by_line(tmp_path):
+def test_a_command_answers_paraphrases_line_by_line(tmp_path):
     body = """for line in lines:
     text = line["prompt"]
     print(json.dumps({"candidates": [text, text + ", sharp", "  déjà vu  "]}))"""
-    answer = wordings.ask_command(answering(tmp_path, body), ["a cat", "ein Bär"])
+    answer = paraphrases.ask_command(answering(tmp_path, body), ["a cat", "ein Bär"])
     assert answer == {
         "a cat": ["a cat", "a cat, sharp", "déjà vu"],
         "ein Bär": ["ein Bär", "ein Bär, sharp", "déjà vu"],
@@ -244,15 +246,15 @@ def test_a_command_answers_wordings_line_by_line(tmp_path):
 )
 def test_a_command_that_answers_otherwise_is_refused(tmp_path, body, message):
     with pytest.raises(ValueError, match=message):
-        wordings.ask_command(answering(tmp_path, body), ["a cat", "a dog"])
+        paraphrases.ask_command(answering(tmp_path, body), ["a cat", "a dog"])
 
 
 def test_a_command_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no-such-command"):
-        wordings.ask_command("no-such-command --x", ["a cat"])
+        paraphrases.ask_command("no-such-command --x", ["a cat"])
 
 
-def test_wordings_are_asked_for_again_where_another_command_gives_them(tmp_path):
+def test_paraphrases_are_asked_for_again_where_another_command_gives_them(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\n")
     config = EvaluationConfig(
         task=str(tmp_path / "prompts.txt"),
@@ -263,8 +265,8 @@ def test_wordings_are_asked_for_again_where_another_command_gives_them(tmp_path)
         body = f"print(json.dumps({{'candidates': ['{text}']}}))"
         (folder := tmp_path / text).mkdir()
         command = answering(folder, body).replace(text, f"'{text}'")
-        questions = ask(replace(config, prompt_command=command), join())
-        assert questions.wordings.by_prompt == {"a cat": ["a cat", text]}
+        prompts = load_eval_prompts(replace(config, prompt_command=command), join())
+        assert prompts.paraphrases.by_prompt == {"a cat": ["a cat", text]}
 
 
 # Metrics
@@ -325,8 +327,8 @@ def test_the_recovered_share_is_unknown_without_a_gain():
 def alexnet(tmp_path, monkeypatch) -> Path:
     """AlexNet with random weights where torchvision looks for the published ones."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    file = perceptual.weights_file()
-    assert perceptual.load_lpips() is None and file.is_relative_to(tmp_path)
+    file = lpips.weights_file()
+    assert lpips.load_lpips() is None and file.is_relative_to(tmp_path)
     file.parent.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(torchvision.models.alexnet().state_dict(), file)
@@ -335,16 +337,16 @@ def alexnet(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.slow
 def test_lpips_is_the_diversity_where_its_weights_are(alexnet, folder, tmp_path):
-    lpips = perceptual.load_lpips()
+    measure = lpips.load_lpips()
     images = torch.rand(3, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert lpips.diversity(images[:1].expand(3, -1, -1, -1, -1)) == pytest.approx(0, abs=1e-6)
-    assert lpips.diversity(images[:1]) is None
+    assert measure.diversity(images[:1].expand(3, -1, -1, -1, -1)) == pytest.approx(0, abs=1e-6)
+    assert measure.diversity(images[:1]) is None
     near = torch.stack([images[0], 0.9 * images[0] + 0.1 * images[1]])
-    far = lpips.diversity(images[:2])
-    assert 0 < lpips.diversity(near) < far
+    far = measure.diversity(images[:2])
+    assert 0 < measure.diversity(near) < far
     # The mean over all pairs, whatever the batches.
-    pairs = [lpips.diversity(images[[a, b]]) for a, b in ((0, 1), (0, 2), (1, 2))]
-    assert lpips.diversity(images, batch_size=1) == pytest.approx(np.mean(pairs), rel=1e-5)
+    pairs = [measure.diversity(images[[a, b]]) for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert measure.diversity(images, batch_size=1) == pytest.approx(np.mean(pairs), rel=1e-5)
     assert pairs[0] == far
     of_minus_1_to_1 = learned_perceptual_image_patch_similarity(
         *(2 * images[:2] - 1), net_type="alex"
@@ -354,12 +356,12 @@ def test_lpips_is_the_diversity_where_its_weights_are(alexnet, folder, tmp_path)
     changes = {"methods": ("base",), "steps": (1,), "ablation": (), "lora": ()}
     page = evaluate(settings_of(folder, **changes, out=tmp_path / "out"))
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    cells_of = tmp_path / "out" / "cells" / "steps_01" / "base"
-    files = [cells_of / f"run_0_seed_{seed}_part_0.json" for seed in (0, 1)]
-    made = torch.stack([cells.read_tensors_of(file)[cells.VIEWS] for file in files])
-    assert report["steps"]["1"]["base"]["diversity"] == pytest.approx(lpips.diversity(made))
+    jobs_of = tmp_path / "out" / "cells" / "steps_01" / "base"
+    files = [jobs_of / f"run_0_seed_{seed}_part_0.json" for seed in (0, 1)]
+    made = torch.stack([jobs.read_job_tensors(file)[jobs.VIEWS] for file in files])
+    assert report["steps"]["1"]["base"]["diversity"] == pytest.approx(measure.diversity(made))
     assert "LPIPS (AlexNet)" in page.read_text()
-    # Cells without it are not mixed in.
+    # Jobs without it are not mixed in.
     with pytest.raises(ValueError, match="belongs to another evaluation: lpips was None"):
         evaluate(settings_of(folder))
 
@@ -386,7 +388,7 @@ def test_features_are_those_of_the_first_clip(task):
     assert metrics.image_encoder(load_rewards({"redness": 1.0})) is None
 
 
-# Cells
+# Jobs
 
 
 def test_every_image_has_a_noise_of_its_own():
@@ -400,24 +402,24 @@ def test_every_image_has_a_noise_of_its_own():
     assert len(set(seeds)) == len(seeds)
 
 
-def new_cell(cost: int, seed: int) -> cells.Cell:
-    return cells.Cell("base", 1, 0, seed, 0, (0, 1), cost)
+def new_job(cost: int, seed: int) -> jobs.Job:
+    return jobs.Job("base", 1, 0, (seed,), 0, (0, 1), cost)
 
 
 def test_work_is_shared_out_once_and_evenly_and_keeps_its_order():
-    work = [new_cell(cost, i) for i, cost in enumerate([1, 100, 2, 60, 50, 3])]
-    shares = cells.share_out(work, 2)
-    assert sorted(cell.seed for share in shares for cell in share) == list(range(6))
-    assert {sum(cell.cost for cell in share) for share in shares} == {106, 110}
+    work = [new_job(cost, i) for i, cost in enumerate([1, 100, 2, 60, 50, 3])]
+    shares = jobs.distribute(work, 2)
+    assert sorted(job.seed for share in shares for job in share) == list(range(6))
+    assert {sum(job.cost for job in share) for share in shares} == {106, 110}
     assert all([c.seed for c in share] == sorted(c.seed for c in share) for share in shares)
-    assert cells.share_out(work, 1) == [work]
-    assert cells.share_out(work[:1], 3) == [work[:1], [], []]
+    assert jobs.distribute(work, 1) == [work]
+    assert jobs.distribute(work[:1], 3) == [work[:1], [], []]
 
 
 def test_a_cell_of_another_evaluation_or_a_damaged_one_is_named(tmp_path):
-    file = tmp_path / "cell.json"
+    file = tmp_path / "job.json"
     identity = {"model": "tiny-sprint", "prompts": "abc"}
-    result = cells.CellResult(
+    result = jobs.JobResult(
         identity=identity,
         seconds_per_image=[0.1],
         forward_passes=1.0,
@@ -427,30 +429,30 @@ def test_a_cell_of_another_evaluation_or_a_damaged_one_is_named(tmp_path):
         correct=None,
         f_squared=None,
     )
-    assert cells.read_cell(file, identity) is None
+    assert jobs.read_result(file, identity) is None
     images = torch.rand(2, 3, 4, 4)
-    cells.write_cell(file, result, {cells.SHOWN: cells.as_bytes(images)})
-    assert cells.read_cell(file, identity) == result
-    assert torch.allclose(cells.read_tensors_of(file)[cells.SHOWN], images, atol=1 / 255)
+    jobs.write_result(file, result, {jobs.SHOWN: jobs.as_bytes(images)})
+    assert jobs.read_result(file, identity) == result
+    assert torch.allclose(jobs.read_job_tensors(file)[jobs.SHOWN], images, atol=1 / 255)
     with pytest.raises(ValueError, match="prompts was 'abc' and is 'abd'"):
-        cells.read_cell(file, {**identity, "prompts": "abd"})
+        jobs.read_result(file, {**identity, "prompts": "abd"})
     file.write_text(file.read_text()[:-20])
-    with pytest.raises(ValueError, match="cell.json is damaged"):
-        cells.read_cell(file, identity)
+    with pytest.raises(ValueError, match="job.json is damaged"):
+        jobs.read_result(file, identity)
 
 
 def test_a_cell_is_done_when_all_of_it_is_written(tmp_path):
-    file = tmp_path / "cell.json"
-    result = cells.CellResult({}, [0.1], 1.0, 0.0, [1.0], {"redness": [1.0]}, None, None)
+    file = tmp_path / "job.json"
+    result = jobs.JobResult({}, [0.1], 1.0, 0.0, [1.0], {"redness": [1.0]}, None, None)
     file.with_suffix(".safetensors").mkdir()  # so that nothing can be written there
     with pytest.raises(OSError):
-        cells.write_cell(file, result, {cells.SHOWN: torch.zeros(1, 3, 4, 4)})
-    assert cells.read_cell(file, {}) is None
+        jobs.write_result(file, result, {jobs.SHOWN: torch.zeros(1, 3, 4, 4)})
+    assert jobs.read_result(file, {}) is None
 
 
 # The whole
 
-ALL = set(catalogue.METHODS)
+ALL = set(method_table.METHODS)
 SMALL_RUN = {
     "max_prompts": 8,
     "seeds": 2,
@@ -521,7 +523,7 @@ def test_an_evaluation_measures_all_methods_on_the_same_prompts_and_noises(folde
     assert set(report["steps"]["2"]) == ALL - {"best_of_50", "reno_50"}
     for steps, table in report["steps"].items():
         for name, entry in table.items():
-            prompts = {"1": 2, "2": 1}[steps] if catalogue.METHODS[name].searches else 8
+            prompts = {"1": 2, "2": 1}[steps] if method_table.METHODS[name].searches else 8
             assert (entry["images"], entry["prompts"]) == (2 * prompts, prompts)
             assert entry["checker_mean"] == pytest.approx(np.mean(list(entry["checker"].values())))
             if prompts > 1:
@@ -605,7 +607,7 @@ def test_a_rerun_does_only_what_is_missing_and_refuses_other_settings(folder):
 
 @pytest.mark.slow
 def test_large_cells_are_split_into_parts_of_whole_batches(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(suite, "_LARGEST_CELL", 6)
+    monkeypatch.setattr(suite, "_LARGEST_JOB", 6)
     evaluate(settings_of(folder, methods=("hypernoise",), steps=(1,), ablation=(), out=tmp_path))
     parts = sorted(path.name for path in (tmp_path / "cells" / "steps_01" / "base").glob("*.json"))
     assert parts == [f"run_0_seed_{seed}_part_{part}.json" for seed in (0, 1) for part in (0, 1)]
@@ -672,6 +674,9 @@ def test_prompts_that_are_no_captions_have_no_checker(tmp_path):
         ({"ablation": ("a/b=c",)}, "NAME=FILE"),
         ({"layout": "geneval"}, "--data_dir"),
         ({"kl_noises": -1}, "kl_noises"),
+        ({"image_size": 0}, "image_size must be at least 1"),
+        ({"rewards": "redness=0"}, "the weight of redness"),
+        ({"rewards": "beauty"}, "beauty"),
     ],
 )
 def test_settings_that_cannot_run_are_refused_at_once(settings, message):
@@ -680,15 +685,15 @@ def test_settings_that_cannot_run_are_refused_at_once(settings, message):
 
 
 def test_default_methods_are_those_that_can_run():
-    assert EvaluationConfig().chosen_methods(wordings=True) == tuple(
-        name for name in catalogue.METHODS if name != "finetune"
+    assert EvaluationConfig().chosen_methods(paraphrases=True) == tuple(
+        name for name in method_table.METHODS if name != "finetune"
     )
-    assert "prompt_optimisation" not in EvaluationConfig().chosen_methods(wordings=False)
+    assert "prompt_optimisation" not in EvaluationConfig().chosen_methods(paraphrases=False)
     config = EvaluationConfig(methods=("prompt_optimisation",))
     with pytest.raises(ValueError, match="--prompt_command"):
-        config.chosen_methods(wordings=False)
+        config.chosen_methods(paraphrases=False)
     layout = EvaluationConfig(layout="geneval", data_dir=Path("x"))
-    assert layout.chosen_methods(wordings=True) == ("base", "hypernoise")
+    assert layout.chosen_methods(paraphrases=True) == ("base", "hypernoise")
 
 
 # Benchmarks
@@ -723,7 +728,7 @@ def checkouts(tmp_path_factory) -> dict[str, Path]:
 
 def images_of(checkouts, layout: str, out: Path, **changes) -> Path:
     """The folder of base."""
-    settings = {"methods": ("base",), "seeds": 4} | changes
+    settings = {"methods": ("base",), "seeds": 4, "cache_dir": out / "cache"} | changes
     config = EvaluationConfig(layout=layout, data_dir=checkouts[layout], out=out, **settings)
     return write_layout(config)[0]
 
@@ -840,17 +845,17 @@ def test_geneval_s_lines_end_where_lines_end(tmp_path):
     file = tmp_path / "prompts" / "evaluation_metadata.jsonl"
     file.parent.mkdir()
     file.write_bytes('\ufeff{"prompt": "a\u2028b"}\r\n\r\n{"prompt": "c"}\r\n'.encode())
-    items = layouts.geneval(tmp_path, 1)
+    items = geneval_items(tmp_path, 1)
     assert [item.prompt for item in items] == ["a\u2028b", "c"]
     assert items[0].texts == {"00000/metadata.jsonl": '{"prompt": "a\u2028b"}\n'}
     for text, message in (
         ('{"prompt": "a"}\n{"prompt": " \u200b"}\n', "line 2: the prompt is empty"),
-        ('{"prompt": "a"}\n{"tag": "b"}\n', "line 2: this is no object with a prompt"),
-        ('{"prompt": "a"}\n["b"]\n', "line 2: this is no object with a prompt"),
+        ('{"prompt": "a"}\n{"tag": "b"}\n', "line 2: expected an object"),
+        ('{"prompt": "a"}\n["b"]\n', "line 2: expected an object"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
-            layouts.geneval(tmp_path, 1)
+            geneval_items(tmp_path, 1)
 
 
 def test_t2i_compbench_gets_the_prompt_in_the_name_and_a_running_number(checkouts, tmp_path):
@@ -891,6 +896,7 @@ def test_methods_that_search_write_layouts_too(checkouts, tmp_path):
         methods=methods,
         seeds=1,
         prompt_command=command,
+        cache_dir=tmp_path / "cache",
         out=tmp_path / "out",
     )
     folders = write_layout(config)
@@ -906,11 +912,11 @@ def test_a_checkout_without_prompts_is_named(checkouts, tmp_path):
     for name, layout in layouts.LAYOUTS.items():
         with pytest.raises(FileNotFoundError, match="looked for"):
             layout(tmp_path / name, 4)
-    with pytest.raises(ValueError, match="part of a file's name"):
+    with pytest.raises(ValueError, match="part of a file name"):
         file = tmp_path / "examples" / "dataset" / "color_val.txt"
         file.parent.mkdir(parents=True)
         file.write_text("a red/green circle\n")
-        layouts.t2i_compbench(tmp_path, 4)
+        t2i_compbench_items(tmp_path, 4)
 
 
 # Cards

@@ -9,13 +9,13 @@ import torch
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.training.evaluation import tables
 from hypernoise.training.evaluation.adapters import Adapters
-from hypernoise.training.evaluation.cells import COPIES, Cell, CellResult, as_bytes, write_cell
+from hypernoise.training.evaluation.eval_prompts import load_eval_prompts, select_prompts
+from hypernoise.training.evaluation.jobs import COPIES, Job, JobResult, as_bytes, write_result
 from hypernoise.training.evaluation.metrics import SMALL, mean
-from hypernoise.training.evaluation.questions import PROMPTS, ask, choose_prompts
+from hypernoise.training.evaluation.runner import Runner, prepare_parts
 from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.evaluation.suite import Suite
 from hypernoise.training.evaluation.summary import summarise
-from hypernoise.training.parts import prepare
 from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 from hypernoise.training.processes import join
 
@@ -35,17 +35,17 @@ SECONDS = {0: [0.1, 0.2, 0.9], 1: [0.5, 0.6, 0.7]}  # of the batches, by seed
 SHADES = [(0.0, 0.0), (0.0, 0.5), (0.0, 1.0)]  # of each prompt's images from the two noises
 
 
-def result_of(suite: Suite, cell: Cell) -> CellResult:
-    total = TOTALS[cell.method, cell.run, cell.seed]
-    return CellResult(
-        identity=suite.identity(cell),
-        seconds_per_image=SECONDS[cell.seed],
+def result_of(suite: Suite, job: Job) -> JobResult:
+    total = TOTALS[job.method, job.run, job.seed]
+    return JobResult(
+        identity=suite.identity(job),
+        seconds_per_image=SECONDS[job.seed],
         forward_passes=2.0,
         backward_passes=1.0,
         total=list(map(float, total)),
         scores={"redness": [value / 2 for value in total]},
-        correct=list(map(float, CORRECT[cell.method])),
-        f_squared=[0.25] * len(total) if cell.method == "hypernoise" else None,
+        correct=list(map(float, CORRECT[job.method])),
+        f_squared=[0.25] * len(total) if job.method == "hypernoise" else None,
     )
 
 
@@ -76,20 +76,18 @@ def make_suite(folder: Path, out: str, **changes) -> Suite:
         "out": folder / out,
     }
     config = EvaluationConfig(**(settings | changes))
-    questions = ask(config, join())
-    parts = prepare(
-        config.training_config(str(config.out / PROMPTS)), also_encode=questions.texts()
-    )
-    return Suite(config, parts, questions, Adapters.load(config))
+    prompts = load_eval_prompts(config, join())
+    parts = prepare_parts(config, config.weights, prompts.texts())
+    return Suite(Runner(config, parts, prompts, Adapters.load(config)))
 
 
 @pytest.fixture(scope="module")
 def suite(folder) -> Suite:
     suite = make_suite(folder, "out")
-    for cell in suite.cells:
-        shades = torch.tensor([SHADES[number][cell.seed] for number in cell.prompts])
+    for job in suite.jobs:
+        shades = torch.tensor([SHADES[number][job.seed] for number in job.prompts])
         copies = shades.view(-1, 1, 1, 1).expand(-1, 3, SMALL, SMALL)
-        write_cell(cell.file(folder / "out"), result_of(suite, cell), {COPIES: as_bytes(copies)})
+        write_result(job.file(folder / "out"), result_of(suite, job), {COPIES: as_bytes(copies)})
     return suite
 
 
@@ -167,7 +165,7 @@ def test_the_table_by_steps_has_base_on_the_prompts_of_methods_that_search(repor
 def test_a_part_of_the_prompts_is_taken_at_equal_distances(folder):
     (folder / "eight.txt").write_text("\n".join(map(str, range(8))))
     config = EvaluationConfig(task=str(folder / "eight.txt"), max_prompts=3)
-    assert choose_prompts(config) == ["0", "2", "5"]
+    assert select_prompts(config) == ["0", "2", "5"]
 
 
 def test_a_table_stays_whole_whatever_its_names_hold():
@@ -178,13 +176,13 @@ def test_a_table_stays_whole_whatever_its_names_hold():
 def test_fewer_prompts_are_searched_at_several_steps(folder):
     changes = {"steps": (2, 4), "slow_steps": (2, 4), "multi_step_search_prompts": 1}
     suite = make_suite(folder, "steps", **changes)
-    prompts = {(c.method, c.steps): c.prompts for c in suite.cells}
+    prompts = {(c.method, c.steps): c.prompts for c in suite.jobs}
     assert prompts["base", 2] == prompts["base", 4] == (0, 1, 2)
     assert prompts["reno_50", 2] == (0, 1)
     assert prompts["reno_50", 4] == (0,)
 
 
-def test_the_time_to_ask_for_other_wordings_counts(folder):
+def test_the_time_to_ask_for_paraphrases_counts(folder):
     """The file is what an earlier part of the run left."""
     changes = {"methods": ("base", "prompt_optimisation"), "seeds": 1, "max_prompts": 1}
     (out := folder / "asking").mkdir()
@@ -195,12 +193,12 @@ def test_the_time_to_ask_for_other_wordings_counts(folder):
     )
     suite = make_suite(folder, "asking", **changes)
     suite.run()
-    seconds = {cell.method: suite.result(cell).seconds_per_image for cell in suite.cells}
+    seconds = {job.method: suite.result(job).seconds_per_image for job in suite.jobs}
     assert min(seconds["prompt_optimisation"]) > 1000 > max(seconds["base"])
 
 
 def test_cells_of_another_adapter_are_not_taken_over(folder, suite):
     other = make_suite(folder, "out", adapter=(folder / "weaker.safetensors",))
-    cell = next(cell for cell in other.cells if cell.method == "hypernoise")
+    job = next(job for job in other.jobs if job.method == "hypernoise")
     with pytest.raises(ValueError, match="another evaluation: adapter was"):
-        other.result(cell)
+        other.result(job)

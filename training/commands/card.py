@@ -17,7 +17,7 @@ from ...hypernoise_core.metadata import AdapterMetadata
 from ...hypernoise_core.strict_json import parse_object
 from ...hypernoise_core.text import printable
 from ...hypernoise_core.text_file import read_text
-from ..evaluation.catalogue import BASE, OURS
+from ..evaluation.method_table import BASE, OURS
 from ..evaluation.tables import fewest_steps, markdown
 from ..published_models import PUBLISHED
 

@@ -8,7 +8,7 @@ from ...hypernoise_core.hypernetwork import NoiseHypernetwork
 from ..arguments import read_config
 from ..config import TrainingConfig
 from ..evaluation import methods
-from ..parts import Parts, prepare
+from ..parts import Parts, TrainingParts, prepare_training
 from ..progress import progress_bar
 from ..prompts import tiny_world_captions
 from ..report import figures, page
@@ -39,7 +39,7 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
         check_others(out, "--out", (*page.REPORTS, _SIDE_BY_SIDE, _CURVES))
     out.mkdir(parents=True, exist_ok=True)
     captions = evaluation_captions(per_category)
-    parts = prepare(config, also_encode=[caption.text for caption in captions])
+    parts = prepare_training(config, also_encode=[caption.text for caption in captions])
     history, hypernetwork = _train(config, parts)
     save_adapter(hypernetwork, adapter)
 
@@ -64,7 +64,7 @@ def demo_config(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**read_config("tiny-sprint") | {"log_every": 0} | changes)
 
 
-def _train(config: TrainingConfig, parts: Parts) -> tuple[list[Metrics], NoiseHypernetwork]:
+def _train(config: TrainingConfig, parts: TrainingParts) -> tuple[list[Metrics], NoiseHypernetwork]:
     """The metrics of each update, and what was trained."""
     trainer = parts.trainer(config)
     history = []

@@ -33,7 +33,7 @@ from ..arguments import to_toml
 from ..checkpoints import Checkpoints, damaged
 from ..config import TrainingConfig
 from ..locking import lock
-from ..parts import Parts, prepare
+from ..parts import TrainingParts, prepare_training
 from ..processes import expect_answers
 from ..progress import progress_bar
 from ..tracking import FILE as METRICS
@@ -95,7 +95,7 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
             f"{config.save_dir} holds a run already: add --resume to go on with it, or choose "
             f"another --save_dir"
         )
-    return Run(config, prepare(config))
+    return Run(config, prepare_training(config))
 
 
 def _was_begun(config: TrainingConfig) -> bool:
@@ -114,14 +114,14 @@ class Run:
     """A training run and its folder; it goes on from the newest checkpoint there.
 
     Args:
-        parts: from `prepare`.
+        parts: from `prepare_training`.
 
     Raises:
         OSError: the folder cannot be written.
         ValueError: the checkpoint is of other settings or prompts, or another process trains there.
     """
 
-    def __init__(self, config: TrainingConfig, parts: Parts) -> None:
+    def __init__(self, config: TrainingConfig, parts: TrainingParts) -> None:
         self.config, self.parts, self.folder = config, parts, config.save_dir
         self.is_main = parts.accelerator.is_main_process
         refusal = (
@@ -442,7 +442,7 @@ def _reward_of(error: Exception, rewards: Ensemble) -> str | None:
     return next((n for n, r in rewards.members.items() if any(o is r for o in owners)), None)
 
 
-def _fingerprint(config: TrainingConfig, parts: Parts) -> dict[str, Any]:
+def _fingerprint(config: TrainingConfig, parts: TrainingParts) -> dict[str, Any]:
     """What must be the same for a run to go on as if it had not stopped."""
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE_ON_RESUME}
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}

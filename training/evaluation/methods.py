@@ -94,30 +94,30 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Made:
+class Samples:
     """Images (N, 3, H, W) in [0, 1] on the CPU; mean f^2 of each noise (N,) where there is an f."""
 
     images: Tensor
     f_squared: Tensor | None = None
 
 
-Method = Callable[[Task], Made]
+Method = Callable[[Task], Samples]
 
 
 # The methods
 
 
-def base(task: Task) -> Made:
+def base(task: Task) -> Samples:
     """The generator as it is."""
-    return Made(task.generate().images)
+    return Samples(task.generate().images)
 
 
 def hypernoise(hypernetwork: NoiseHypernetwork) -> Method:
     """The generator on noise that the hypernetwork modulated."""
 
-    def make(task: Task) -> Made:
+    def make(task: Task) -> Samples:
         made = task.generate(hypernetwork)
-        return Made(made.images, _f_squared(hypernetwork, made.noise, made.delta))
+        return Samples(made.images, _f_squared(hypernetwork, made.noise, made.delta))
 
     return make
 
@@ -130,9 +130,9 @@ def _f_squared(hypernetwork: NoiseHypernetwork, noise: Tensor, delta: Tensor) ->
 def finetune(lora: GeneratorLora) -> Method:
     """The generator with a LoRA that was trained on the rewards directly."""
 
-    def make(task: Task) -> Made:
+    def make(task: Task) -> Samples:
         with lora.attached(task.network):
-            return Made(task.generate().images)
+            return Samples(task.generate().images)
 
     return make
 
@@ -140,7 +140,7 @@ def finetune(lora: GeneratorLora) -> Method:
 def best_of(candidates: int) -> Method:
     """Of `candidates` images the one that the reward likes best; the first is the base's."""
 
-    def make(task: Task) -> Made:
+    def make(task: Task) -> Samples:
         best, best_reward = torch.empty(0), torch.empty(0)
         for candidate in range(candidates):
             seeds = [seed + candidate * _CANDIDATE_STRIDE for seed in task.seeds]
@@ -152,7 +152,7 @@ def best_of(candidates: int) -> Method:
             better = reward > best_reward
             best = torch.where(better[:, None, None, None], images, best)
             best_reward = torch.where(better, reward, best_reward)
-        return Made(best)
+        return Samples(best)
 
     return make
 
@@ -161,8 +161,8 @@ def reno(iterations: int, hypernetwork: NoiseHypernetwork | None = None) -> Meth
     """ReNO with the paper's settings, from plain noise or from the hypernetwork's."""
     config = RenoConfig(iterations=iterations)
 
-    def make(task: Task) -> Made:
-        return Made(torch.cat([search(b, config, hypernetwork) for b in task.batches()]))
+    def make(task: Task) -> Samples:
+        return Samples(torch.cat([search(b, config, hypernetwork) for b in task.batches()]))
 
     return make
 
@@ -205,28 +205,28 @@ def search(
 def prompt_optimisation(
     candidates: Mapping[str, Sequence[str]], encode: Callable[[Sequence[str]], Conditioning]
 ) -> Method:
-    """Of the images of several wordings the one that the reward likes best, given the prompt.
+    """Of the images of several paraphrases the one that the reward likes best, given the prompt.
 
-    All wordings start from the same noise.
+    All paraphrases start from the same noise.
 
     Args:
-        candidates: wordings of each prompt, the prompt itself among them.
-        encode: conditioning of wordings, a row each.
+        candidates: paraphrases of each prompt, the prompt itself among them.
+        encode: conditioning of paraphrases, a row each.
     """
 
-    def make(task: Task) -> Made:
-        wordings = [candidates[prompt] for prompt in task.prompts]
-        counts = [len(texts) for texts in wordings]
+    def make(task: Task) -> Samples:
+        paraphrases = [candidates[prompt] for prompt in task.prompts]
+        counts = [len(texts) for texts in paraphrases]
         copies = replace(
             task,
             prompts=_repeated(task.prompts, counts),
             seeds=_repeated(task.seeds, counts),
-            conditioning=encode([text for texts in wordings for text in texts]),
+            conditioning=encode([text for texts in paraphrases for text in texts]),
         )
         images = copies.generate().images
         rewards = copies.score(images)
         groups = zip(images.split(counts), rewards.split(counts), strict=True)
-        return Made(torch.stack([images[rewards.argmax()] for images, rewards in groups]))
+        return Samples(torch.stack([images[rewards.argmax()] for images, rewards in groups]))
 
     return make
 

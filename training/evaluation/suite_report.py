@@ -16,8 +16,8 @@ from ..report.figures import GainPoint, Point
 from ..tiny_world.checker import is_correct
 from . import tables
 from .adapters import ABLATION
-from .catalogue import BASE, METHODS, OURS
-from .cells import SHOWN, Cell, read_tensors_of
+from .jobs import SHOWN, Job, read_job_tensors
+from .method_table import BASE, METHODS, OURS
 from .suite import Suite
 from .summary import summarise
 from .tables import fewest_steps
@@ -28,10 +28,10 @@ _PANELS = {"checker": "the checker", "reward": "the reward"}
 
 
 def write_report(suite: Suite) -> Path:
-    """Writes the report of an evaluation whose cells are all done; returns the page.
+    """Writes the report of an evaluation whose jobs are all done; returns the page.
 
     Raises:
-        ValueError: a cell is missing or damaged.
+        ValueError: a job is missing or damaged.
     """
     numbers = summarise(suite)
     out = suite.config.out
@@ -186,19 +186,19 @@ def _gains(numbers: Mapping[str, Any], name: str) -> dict[str, list[GainPoint]]:
 def _grids(suite: Suite) -> dict[str, Path]:
     """Pictures by title: a row has one prompt and one noise, a column one method."""
     fewest = min(suite.config.chosen_steps)
-    methods: dict[str, list[Cell]] = {}
-    by_steps: dict[str, list[Cell]] = {}
-    ablation: dict[str, list[Cell]] = {}
-    for cell in filter(suite.is_shown, suite.cells):
-        name = cell.method.removeprefix(ABLATION)
-        if cell.method in METHODS:
-            name = METHODS[cell.method].title
-            if cell.steps == fewest:
-                methods.setdefault(name, []).append(cell)
-        if cell.method in (BASE, OURS):
-            by_steps.setdefault(f"{name}, {cell.steps}", []).append(cell)
-        if cell.steps == fewest and (cell.method == BASE or cell.method not in METHODS):
-            ablation.setdefault(name, []).append(cell)
+    methods: dict[str, list[Job]] = {}
+    by_steps: dict[str, list[Job]] = {}
+    ablation: dict[str, list[Job]] = {}
+    for job in filter(suite.is_shown, suite.jobs):
+        name = job.method.removeprefix(ABLATION)
+        if job.method in METHODS:
+            name = METHODS[job.method].title
+            if job.steps == fewest:
+                methods.setdefault(name, []).append(job)
+        if job.method in (BASE, OURS):
+            by_steps.setdefault(f"{name}, {job.steps}", []).append(job)
+        if job.steps == fewest and (job.method == BASE or job.method not in METHODS):
+            ablation.setdefault(name, []).append(job)
     grids = {f"Methods at {fewest} step(s): a row has one noise": ("methods.jpg", methods)}
     if len(suite.config.chosen_steps) > 1:
         grids["By generator steps: a row has one noise"] = ("steps.jpg", by_steps)
@@ -211,12 +211,10 @@ def _grids(suite: Suite) -> dict[str, Path]:
     return files
 
 
-def _grid(suite: Suite, path: Path, columns: Mapping[str, Sequence[Cell]]) -> None:
+def _grid(suite: Suite, path: Path, columns: Mapping[str, Sequence[Job]]) -> None:
     """Writes a grid; a column's images lie in one or several parts."""
     out = suite.config.out
-    parts = [
-        [read_tensors_of(cell.file(out))[SHOWN] for cell in cells] for cells in columns.values()
-    ]
+    parts = [[read_job_tensors(job.file(out))[SHOWN] for job in jobs] for jobs in columns.values()]
     images: Tensor = torch.stack([torch.cat(of) for of in parts], dim=1)
     # (prompts, methods, 3, H, W)
     rows, marks = {}, {}

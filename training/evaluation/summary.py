@@ -1,4 +1,4 @@
-"""From cells to the numbers of report.json."""
+"""From jobs to the numbers of report.json."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ...hypernoise_core.rewards import compare
 from .adapters import ABLATION
-from .catalogue import BASE, FINETUNE, METHODS, OURS, RENO
-from .cells import COPIES, FEATURES, VIEWS, Cell, CellResult, read_tensors_of
+from .jobs import COPIES, FEATURES, VIEWS, Job, JobResult, read_job_tensors
+from .lpips import VIEW, Lpips, weights_file
+from .method_table import BASE, FINETUNE, METHODS, OURS, RENO
 from .metrics import Mean, best_of_kl, diversity, mean, pixel_diversity, share_recovered
-from .perceptual import VIEW, Lpips, weights_file
 from .suite import Suite
 from .trade_offs import at_our_reward
 
@@ -26,7 +26,7 @@ CHECKER = "checker"
 
 
 @dataclass
-class Samples:
+class Measurements:
     """All images of a method at one number of steps."""
 
     places: list[tuple[int, int]] = field(default_factory=list)
@@ -36,15 +36,15 @@ class Samples:
     values: dict[str, list[float]] = field(default_factory=dict)
     """By score: rewards, their total, the checker, f_squared."""
     seconds: list[float] = field(default_factory=list)
-    """Per image, of the median batch of each cell."""
+    """Per image, of the median batch of each job."""
     forward_passes: float = 0.0
     backward_passes: float = 0.0
     tensors: dict[str, dict[int, dict[int, list[Tensor]]]] = field(default_factory=dict)
     """`features`, `views` and `copies` of each run and seed, (n, ...) for each part."""
 
-    def add(self, cell: Cell, result: CellResult, tensors: Mapping[str, Tensor]) -> None:
-        self.places += [(number, cell.seed) for number in cell.prompts]
-        self.runs += [cell.run] * len(cell.prompts)
+    def add(self, job: Job, result: JobResult, tensors: Mapping[str, Tensor]) -> None:
+        self.places += [(number, job.seed) for number in job.prompts]
+        self.runs += [job.run] * len(job.prompts)
         values = result.scores | {TOTAL: result.total}
         values |= {} if result.correct is None else {CHECKER: result.correct}
         values |= {} if result.f_squared is None else {"f_squared": result.f_squared}
@@ -53,8 +53,8 @@ class Samples:
         self.seconds.append(float(np.median(result.seconds_per_image)))
         self.forward_passes, self.backward_passes = result.forward_passes, result.backward_passes
         for name in tensors.keys() & {FEATURES, VIEWS, COPIES}:
-            of_run = self.tensors.setdefault(name, {}).setdefault(cell.run, {})
-            of_run.setdefault(cell.seed, []).append(tensors[name])
+            of_run = self.tensors.setdefault(name, {}).setdefault(job.run, {})
+            of_run.setdefault(job.seed, []).append(tensors[name])
 
     def by_place(self, name: str) -> dict[tuple[int, int], float]:
         """A score of each image, means over runs."""
@@ -78,7 +78,7 @@ def summarise(suite: Suite) -> dict[str, Any]:
         reference = _Reference(suite, samples[steps, BASE], samples.get((steps, RENO)))
         entry = reference.entry(method, of_method)
         if method.startswith(ABLATION):
-            is_lora = suite.adapters.entry(method) is METHODS[FINETUNE]
+            is_lora = suite.adapters.info(method) is METHODS[FINETUNE]
             kind = FINETUNE if is_lora else OURS
             ablation[method.removeprefix(ABLATION)] = {"kind": kind, **entry}
         else:
@@ -93,14 +93,14 @@ def summarise(suite: Suite) -> dict[str, Any]:
     }
 
 
-def _collect(suite: Suite) -> dict[tuple[int, str], Samples]:
-    samples: dict[tuple[int, str], Samples] = {}
-    for cell in suite.cells:
-        result = suite.result(cell)
+def _collect(suite: Suite) -> dict[tuple[int, str], Measurements]:
+    samples: dict[tuple[int, str], Measurements] = {}
+    for job in suite.jobs:
+        result = suite.result(job)
         if result is None:
-            raise ValueError(f"{cell.file(suite.config.out)} is missing; run the evaluation again")
-        tensors = read_tensors_of(cell.file(suite.config.out))
-        samples.setdefault((cell.steps, cell.method), Samples()).add(cell, result, tensors)
+            raise ValueError(f"{job.file(suite.config.out)} is missing; run the evaluation again")
+        tensors = read_job_tensors(job.file(suite.config.out))
+        samples.setdefault((job.steps, job.method), Measurements()).add(job, result, tensors)
     return dict(sorted(samples.items(), key=lambda item: item[0][0]))
 
 
@@ -145,10 +145,10 @@ class _Reference:
     """What methods at one number of steps are held against."""
 
     suite: Suite
-    base: Samples
-    reno: Samples | None
+    base: Measurements
+    reno: Measurements | None
 
-    def entry(self, method: str, samples: Samples) -> dict[str, Any]:
+    def entry(self, method: str, samples: Measurements) -> dict[str, Any]:
         """The numbers of one method."""
         names = [TOTAL, *self.suite.parts.rewards.weights]
         rewards = {name: self._compared(samples, name) for name in names}
@@ -179,7 +179,7 @@ class _Reference:
             "recovered_share": self._recovered_share(samples),
         }
 
-    def _compared(self, samples: Samples, name: str) -> dict[str, Any]:
+    def _compared(self, samples: Measurements, name: str) -> dict[str, Any]:
         """A reward's mean, and its gain over base on the same prompts and noises."""
         ours, theirs = samples.by_place(name), self.base.by_place(name)
         places = list(ours)
@@ -196,7 +196,7 @@ class _Reference:
             "win_rate": win_rate,
         }
 
-    def _checker(self, samples: Samples) -> dict[str, Any]:
+    def _checker(self, samples: Measurements) -> dict[str, Any]:
         """The checker's mean of categories, the categories, and the gain over base."""
         if CHECKER not in samples.values:
             return dict.fromkeys(("checker_mean", "checker_ci", "checker_gain"), None) | {
@@ -219,7 +219,7 @@ class _Reference:
             "checker": {name: float(np.mean(values)) for name, values in by_category.items()},
         }
 
-    def _runs(self, samples: Samples) -> list[dict[str, float]]:
+    def _runs(self, samples: Measurements) -> list[dict[str, float]]:
         """Means of each of several adapters."""
         means = []
         for run in sorted(set(samples.runs)):
@@ -232,7 +232,7 @@ class _Reference:
             means.append(numbers)
         return means
 
-    def _recovered_share(self, samples: Samples) -> dict[str, float | None]:
+    def _recovered_share(self, samples: Measurements) -> dict[str, float | None]:
         """The share of ReNO's gain, on the prompts and noises that ReNO was run on."""
         if self.reno is None:
             return {"reward": None, "checker_mean": None}
@@ -251,11 +251,11 @@ class _Reference:
             )
         return shares
 
-    def _kl(self, method: str, samples: Samples) -> float | None:
+    def _kl(self, method: str, samples: Measurements) -> float | None:
         """KL of the noise's distribution from N(0, I) in nats; None where it is unknown."""
         if method == BASE:
             return 0.0
-        entry = self.suite.adapters.entry(method)
+        entry = self.suite.adapters.info(method)
         if entry.candidates is not None:
             return best_of_kl(entry.candidates)
         if entry is METHODS[OURS]:
@@ -264,7 +264,7 @@ class _Reference:
                 return float(np.mean([t["kl"] for t in terms]))
         return None
 
-    def _diversities_of_base(self, samples: Samples) -> dict[str, float | None]:
+    def _diversities_of_base(self, samples: Measurements) -> dict[str, float | None]:
         """Those of base on the prompts of the method."""
         numbers = {number for number, _ in samples.places}
         order = list(dict.fromkeys(number for number, _ in self.base.places))
@@ -291,7 +291,7 @@ def _plain_mean(places: Sequence[tuple[int, int]], values: Sequence[float]) -> f
 
 
 def _diversities(
-    samples: Samples, lpips: Lpips | None, rows: Sequence[int] | None = None
+    samples: Measurements, lpips: Lpips | None, rows: Sequence[int] | None = None
 ) -> dict[str, float | None]:
     """LPIPS, else the distance of features; and that of small copies. Means over runs; None where
     they are unknown.

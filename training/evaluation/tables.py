@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .catalogue import BASE, METHODS, OURS, RENO
+from .method_table import BASE, METHODS, OURS, RENO
 
 Report = Mapping[str, Any]
 UNKNOWN = "–"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .catalogue import BASE, FINETUNE, OURS
+from .method_table import BASE, FINETUNE, OURS
 
 Report = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""Other wordings of prompts, for prompt optimisation: from a command of the user, or by rule."""
+"""Paraphrases of prompts, for prompt optimisation: from a command of the user, or by rule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def paraphrase(caption: str) -> list[str]:
 
 
 def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
-    """Wordings of each prompt from a command, such as a script that asks a language model.
+    """Paraphrases of each prompt from a command, such as a script that asks a language model.
 
     The command reads a line of JSON for each prompt, {"prompt": "..."}, and writes a line for each,
     in the same order: {"candidates": ["...", ...]}.
@@ -33,7 +33,7 @@ def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
         command: with its arguments, as a shell splits them, and expands ~; no shell runs it.
 
     Returns:
-        Wordings by prompt, the prompt itself first.
+        Paraphrases by prompt, the prompt itself first.
 
     Raises:
         ValueError: the command fails, or answers something else; says what.
