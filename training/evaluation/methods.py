@@ -14,16 +14,10 @@ from torch import Tensor, nn
 from ...hypernoise_core.families import Conditioning, Family, family_of_pipeline
 from ...hypernoise_core.generate import Generated, generate
 from ...hypernoise_core.generator_lora import GeneratorLora
-from ...hypernoise_core.hypernetwork import (
-    NoiseHypernetwork,
-    draw_noise,
-    modulate,
-    noise_penalty,
-    predict_delta,
-    seed_generators,
-)
-from ...hypernoise_core.reno import RenoConfig, optimise_noise
+from ...hypernoise_core.hypernetwork import NoiseHypernetwork, noise_penalty
+from ...hypernoise_core.reno import RenoConfig
 from ...hypernoise_core.rewards import Ensemble, score_in_batches
+from ..reno_search import search_noise
 
 _CANDIDATE_STRIDE = 1_000_003  # between the seeds of one image's candidates
 
@@ -173,31 +167,22 @@ def search(
     hypernetwork: NoiseHypernetwork | None = None,
     on_step: Callable[[int, Tensor, Tensor], None] = lambda step, images, scores: None,
 ) -> Tensor:
-    """The best images (N, 3, H, W) that ReNO finds for one batch.
+    """The best images (N, 3, H, W) that ReNO finds for a task, as one batch.
 
     Args:
-        hypernetwork: whose noise the search starts from; None: plain noise.
-        on_step: as of `optimise_noise`.
+        hypernetwork, on_step: as of `search_noise`.
     """
-    family, pipeline, device = task.family, task.pipeline, task.pipeline._execution_device
-    shape = family.latent_shape(pipeline, *task.size)
-    conditioning = {name: tensor.to(device) for name, tensor in task.conditioning.items()}
-
-    def start() -> tuple[Tensor, list[torch.Generator]]:
-        """The seeds' noise, and generators from which the sampler draws what it draws for base."""
-        generators = seed_generators(task.seeds)
-        return draw_noise(shape, generators, device=device), generators
-
-    def images(x: Tensor) -> Tensor:
-        latents = family.denoise(pipeline, x, conditioning, task.steps, start()[1])
-        return family.decode(pipeline, latents)
-
-    noise, _ = start()
-    if hypernetwork is not None:
-        with torch.no_grad():
-            noise = modulate(noise, predict_delta(hypernetwork, task.network, noise, conditioning))
-    result = optimise_noise(
-        noise, images, lambda made: task.rewards.score(made, task.prompts), config, on_step
+    result = search_noise(
+        task.pipeline,
+        task.rewards,
+        task.prompts,
+        task.conditioning,
+        seeds=task.seeds,
+        size=task.size,
+        config=config,
+        steps=task.steps,
+        hypernetwork=hypernetwork,
+        on_step=on_step,
     )
     return result.images.float().cpu()
 
