@@ -44,6 +44,7 @@ from hypernoise.training.evaluation.benchmarks.geneval import geneval_items
 from hypernoise.training.evaluation.benchmarks.t2i_compbench import t2i_compbench_items
 from hypernoise.training.evaluation.eval_prompts import load_eval_prompts
 from hypernoise.training.evaluation.layouts import write_layout
+from hypernoise.training.evaluation.results import AblationResults, Shares
 from hypernoise.training.evaluation.runner import noise_seed
 from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.pipelines import ASSETS, EMBEDDED_ADAPTER, load_pipeline
@@ -81,11 +82,20 @@ def new_lora(task: methods.Task, std: float) -> GeneratorLora:
 
 
 def test_a_fine_tune_is_compared_where_its_reward_is_ours():
-    def entry(kind: str, reward: float, checker: float, pixels: float | None) -> dict:
-        scores = {"checker_mean": checker, "pixel_diversity": pixels, "diversity": None}
-        return {"kind": kind, "reward_mean": reward, **scores}
+    def entry(kind: str, reward: float, checker: float, pixels: float) -> AblationResults:
+        return AblationResults(
+            kind=kind, images=1, prompts=1, runs=[], checker_mean=checker, checker_ci=None,
+            checker_gain=0.0, checker_gain_ci=None, checker={}, reward_mean=reward, reward_ci=None,
+            reward_gain=0.0, reward_gain_ci=None, win_rate=0.5, rewards={}, seconds_per_image=0.1,
+            network_evaluations=1.0, forward_passes=1.0, backward_passes=0.0, diversity=None,
+            pixel_diversity=pixels, diversity_base=None, pixel_diversity_base=None, f_squared=None,
+            kl=None, recovered_share=Shares(reward=None, checker_mean=None),
+        )  # fmt: skip
 
-    table = {"base": entry("base", 10, 0.5, 0.2), "hypernoise": entry("hypernoise", 13, 0.8, 0.1)}
+    table = {
+        "base": entry("hypernoise", 10, 0.5, 0.2),
+        "hypernoise": entry("hypernoise", 13, 0.8, 0.1),
+    }
     ablation = {
         "lr_0.1_20": entry("finetune", 9, 0.4, 0.18),
         "lr_0.1_40": entry("finetune", 12, 0.6, 0.1),
@@ -971,7 +981,7 @@ def test_a_card_of_a_lora_on_the_generator_says_so(tmp_path, task):
 
 def test_a_file_that_is_no_report_is_named(tmp_path):
     (tmp_path / "report.json").write_text('{"methods": {}}')
-    with pytest.raises(ValueError, match="it has no steps"):
+    with pytest.raises(ValueError, match="steps is missing"):
         write_card(EMBEDDED_ADAPTER, tmp_path / "README.md", tmp_path / "report.json")
     with pytest.raises(FileNotFoundError, match="there is no report"):
         write_card(EMBEDDED_ADAPTER, tmp_path / "README.md", tmp_path / "gone.json")

@@ -12,6 +12,7 @@ from hypernoise.training.evaluation.adapters import Adapters
 from hypernoise.training.evaluation.eval_prompts import load_eval_prompts, select_prompts
 from hypernoise.training.evaluation.jobs import COPIES, Job, JobResult, as_bytes, write_result
 from hypernoise.training.evaluation.metrics import SMALL, mean
+from hypernoise.training.evaluation.results import RecoveredShare, Report
 from hypernoise.training.evaluation.runner import Runner, prepare_parts
 from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.evaluation.suite import Suite
@@ -92,23 +93,23 @@ def suite(folder) -> Suite:
 
 
 @pytest.fixture(scope="module")
-def report(suite) -> dict:
+def report(suite) -> Report:
     return summarise(suite)
 
 
 def test_a_gain_is_the_mean_over_prompts_noises_and_runs(report):
-    ours = report["steps"]["1"]["hypernoise"]
-    assert ours["reward_mean"] == pytest.approx(16 / 6)
-    assert ours["reward_gain"] == pytest.approx(4 / 6)
-    assert ours["rewards"]["redness"]["gain"] == pytest.approx(2 / 6)
-    assert [run["reward_mean"] for run in ours["runs"]] == pytest.approx([16 / 6, 16 / 6])
-    assert (ours["images"], ours["prompts"]) == (12, 3)
+    ours = report.steps[1]["hypernoise"]
+    assert ours.reward_mean == pytest.approx(16 / 6)
+    assert ours.reward_gain == pytest.approx(4 / 6)
+    assert ours.rewards["redness"].gain == pytest.approx(2 / 6)
+    assert [run.reward_mean for run in ours.runs] == pytest.approx([16 / 6, 16 / 6])
+    assert (ours.images, ours.prompts) == (12, 3)
 
 
 def test_passes_add_up_and_plain_noise_has_no_kl(report):
-    ours, base = (report["steps"]["1"][name] for name in ("hypernoise", "base"))
-    assert ours["network_evaluations"] == 3 == ours["forward_passes"] + ours["backward_passes"]
-    assert base["kl"] == 0 < ours["kl"]
+    ours, base = (report.steps[1][name] for name in ("hypernoise", "base"))
+    assert ours.network_evaluations == 3 == ours.forward_passes + ours.backward_passes
+    assert base.kl == 0 < ours.kl
 
 
 def test_of_a_single_prompt_the_interval_is_unknown():
@@ -119,41 +120,41 @@ def test_of_a_single_prompt_the_interval_is_unknown():
 
 def test_wins_are_those_of_the_method_over_base_and_ties_count_half(report):
     """Of 12 pairs 6 are won and 6 are tied."""
-    table = report["steps"]["1"]
-    assert table["hypernoise"]["win_rate"] == pytest.approx(0.75)
-    assert table["reno_50"]["win_rate"] == 1.0
-    assert table["base"]["win_rate"] == 0.5
+    table = report.steps[1]
+    assert table["hypernoise"].win_rate == pytest.approx(0.75)
+    assert table["reno_50"].win_rate == 1.0
+    assert table["base"].win_rate == 0.5
 
 
 def test_categories_weigh_the_same_in_the_checker_s_mean_and_in_its_gain(report):
-    ours, base = (report["steps"]["1"][name] for name in ("hypernoise", "base"))
-    assert ours["checker"] == {"colors": 1.0, "counting": 0.0}
-    assert (ours["checker_mean"], base["checker_mean"]) == (0.5, 0.25)
-    assert ours["checker_gain"] == 0.25  # over the prompts it would be a third
-    assert [run["checker_mean"] for run in ours["runs"]] == [0.5, 0.5]
+    ours, base = (report.steps[1][name] for name in ("hypernoise", "base"))
+    assert ours.checker == {"colors": 1.0, "counting": 0.0}
+    assert (ours.checker_mean, base.checker_mean) == (0.5, 0.25)
+    assert ours.checker_gain == 0.25  # over the prompts it would be a third
+    assert [run.checker_mean for run in ours.runs] == [0.5, 0.5]
 
 
 def test_a_share_of_reno_s_gain_is_of_the_prompts_that_reno_ran_on(report):
     """There base has 1.25 and 0.5, HyperNoise 2.25 and 1, ReNO 3.25 and 1."""
-    assert report["recovered_share"] == {"steps": 1, "reward": 0.5, "checker_mean": 1.0}
+    assert report.recovered_share == RecoveredShare(steps=1, reward=0.5, checker_mean=1.0)
 
 
 def test_seconds_are_of_the_median_batch_from_the_fastest_seed(report):
-    assert report["steps"]["1"]["base"]["seconds_per_image"] == pytest.approx(0.2)
+    assert report.steps[1]["base"].seconds_per_image == pytest.approx(0.2)
 
 
 def test_diversity_is_held_against_base_s_on_the_same_prompts(report):
-    table = report["steps"]["1"]
-    assert table["base"]["pixel_diversity"] == pytest.approx(0.5, abs=0.01)
-    assert table["hypernoise"]["pixel_diversity_base"] == pytest.approx(0.5, abs=0.01)
-    assert table["reno_50"]["pixel_diversity_base"] == pytest.approx(0.25, abs=0.01)
-    assert table["reno_50"]["pixel_diversity"] == pytest.approx(0.25, abs=0.01)
+    table = report.steps[1]
+    assert table["base"].pixel_diversity == pytest.approx(0.5, abs=0.01)
+    assert table["hypernoise"].pixel_diversity_base == pytest.approx(0.5, abs=0.01)
+    assert table["reno_50"].pixel_diversity_base == pytest.approx(0.25, abs=0.01)
+    assert table["reno_50"].pixel_diversity == pytest.approx(0.25, abs=0.01)
 
 
 def test_the_kl_is_the_mean_over_the_adapters(report, suite):
     of_each = [suite.kl("hypernoise", run)["kl"] for run in (0, 1)]
     assert of_each[0] != pytest.approx(of_each[1], rel=0.1)
-    assert report["steps"]["1"]["hypernoise"]["kl"] == pytest.approx(sum(of_each) / 2)
+    assert report.steps[1]["hypernoise"].kl == pytest.approx(sum(of_each) / 2)
 
 
 def test_the_table_by_steps_has_base_on_the_prompts_of_methods_that_search(report):
@@ -169,7 +170,7 @@ def test_a_part_of_the_prompts_is_taken_at_equal_distances(folder):
 
 
 def test_a_table_stays_whole_whatever_its_names_hold():
-    table = tables.Table("t", ["a|b", "c"], [["[d](e)", "f\n| g"]])
+    table = tables.TextTable("t", ["a|b", "c"], [["[d](e)", "f\n| g"]])
     assert table.markdown() == "| a\\|b | c |\n| --- | --- |\n| \\[d](e) | f \\| g |"
 
 
