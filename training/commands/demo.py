@@ -184,13 +184,13 @@ def write_html(
         pictures: files (.png or .jpg) by caption, embedded in the page.
         emphasised: the method whose row stands out.
     """
-    parts = [page.paragraph(text) for text in summary]
+    parts: list[page.Part] = [page.Paragraph(text) for text in summary]
     parts.append(_methods_table(methods, emphasised))
-    parts += [page.picture(caption, path) for caption, path in pictures.items()]
+    parts += [page.Picture(caption, path) for caption, path in pictures.items()]
     page.write_page(path, title, parts)
 
 
-def _methods_table(methods: dict[str, dict[str, Any]], emphasised: str) -> str:
+def _methods_table(methods: dict[str, dict[str, Any]], emphasised: str) -> page.Part:
     categories = list(next(iter(methods.values()))["checker"])
     rows = []
     for name, entry in methods.items():
@@ -198,4 +198,4 @@ def _methods_table(methods: dict[str, dict[str, Any]], emphasised: str) -> str:
         numbers += [f"{entry['checker_mean']:.3f}", f"{entry['reward_mean']:.2f}"]
         rows.append([name, *numbers, f"{entry['seconds_per_image']:.4f}"])
     head = ["method", *categories, "checker mean", "reward", "seconds per image"]
-    return page.table(head, rows, emphasised)
+    return page.Table(head, rows, emphasised)

@@ -38,21 +38,21 @@ def write_report(suite: Suite) -> Path:
     out = suite.config.out
     write_report_file(out / "report.json", report)
     write_atomically(out / "report.md", printable(tables.markdown(report)).encode())
-    parts = [page.paragraph(text) for text in _summary(report)]
+    parts: list[page.Part] = [page.Paragraph(text) for text in _summary(report)]
     parts += [part for table in _tables(report) for part in _table(table)]
     pictures = {}
     for title, (name, figure) in _plots(report).items():
         pictures[title] = out / f"{name}.png"
         write_atomically(pictures[title], figures.as_png(figure))
     pictures |= _grids(suite)
-    parts += [page.picture(title, file) for title, file in pictures.items()]
+    parts += [page.Picture(title, file) for title, file in pictures.items()]
     file = out / "report.html"
     page.write_page(file, f"Evaluation of {suite.config.model}", parts)
     return file
 
 
-def _table(table: tables.TextTable) -> list[str]:
-    return [page.heading(table.title), page.table(table.head, table.rows, table.emphasised)]
+def _table(table: tables.TextTable) -> list[page.Part]:
+    return [page.Heading(table.title), page.Table(table.head, table.rows, table.emphasised)]
 
 
 def _tables(report: Report) -> Iterator[tables.TextTable]:
