@@ -198,7 +198,7 @@ def test_the_time_to_ask_for_paraphrases_counts(folder):
     assert min(seconds["prompt_optimisation"]) > 1000 > max(seconds["base"])
 
 
-def test_cells_of_another_adapter_are_not_taken_over(folder, suite):
+def test_jobs_of_another_adapter_are_not_reused(folder, suite):
     other = make_suite(folder, "out", adapter=(folder / "weaker.safetensors",))
     job = next(job for job in other.jobs if job.method == "hypernoise")
     with pytest.raises(ValueError, match="another evaluation: adapter was"):
