@@ -76,10 +76,9 @@ class TrainingParts(Parts):
 
 
 def choose_prompts(config: TrainingConfig) -> Prompts:
-    """The prompts of the task, and those of the evaluation.
+    """The prompts to train on, and the held-out prompts of the evaluation.
 
-    Without `eval_task` every prompt of the evaluation is taken from the task and not trained on; of
-    few prompts a quarter at most.
+    Without `eval_task` the held-out prompts, at most a quarter of all, are taken out of the task.
 
     Raises:
         FileNotFoundError, ValueError: as `load_prompts` raises them.

@@ -1,4 +1,4 @@
-"""The adapters of an evaluation, each read once."""
+"""The adapters of an evaluation, each loaded once."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from .method_table import FINETUNE, OURS, MethodInfo, MethodInputs, get_method
 from .settings import EvaluationConfig
 
 ABLATION = "ablation/"
-"""What the names of the ablation's jobs start with."""
+"""Prefix of the method name in the ablation's jobs."""
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """What methods need from files, and digests of these."""
+    """What methods need from files, and digests of the files."""
 
     inputs: dict[str, list[MethodInputs]]
-    """Of `adapter`, `lora` and the methods of the ablation."""
+    """By need (`adapter`, `lora`) or method of the ablation; one for each run."""
     digests: dict[str, list[str]]
 
     @classmethod
     def load(cls, config: EvaluationConfig) -> Adapters:
-        """Reads all files, on the CPU.
+        """Loads all files, on the CPU.
 
         Raises:
-            AdapterError: a file is missing or is not what it is given for.
+            AdapterError: a file is missing or is not the kind of adapter it is given as.
         """
         files = {"adapter": config.adapters, "lora": config.lora}
         inputs = {
@@ -46,17 +46,17 @@ class Adapters:
         return cls(inputs, {name: list(map(_digest, paths)) for name, paths in files.items()})
 
     def info(self, method: str) -> MethodInfo:
-        """The facts of a method; one of the ablation is like HyperNoise or like the fine-tune.
+        """Facts about a method; one of the ablation is treated as HyperNoise or as the fine-tune.
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: no method has that name.
         """
         if method not in self.inputs:
             return get_method(method)
         return get_method(OURS if self.get(method, 0).lora is None else FINETUNE)
 
     def runs(self, method: str) -> int:
-        """How many adapters a method is run with, one after another; 1 where it needs none."""
+        """How many adapters a method is run with, one after another; 1 if it needs none."""
         return len(self.inputs.get(_key(method), [None]))
 
     def get(self, method: str, run: int) -> MethodInputs:
@@ -65,12 +65,12 @@ class Adapters:
         return MethodInputs() if found is None else found[run]
 
     def digest(self, method: str, run: int) -> str | None:
-        """Of the file that a method needs; None where it needs none."""
+        """Of the file that a method needs; None if it needs none."""
         found = self.digests.get(_key(method))
         return None if found is None else found[run]
 
     def to(self, device: torch.device) -> Adapters:
-        """The same, with all weights on a device."""
+        """Moves all weights to a device; returns itself."""
         for inputs in self.inputs.values():
             for each in inputs:
                 (each.lora or each.hypernetwork).to(device).requires_grad_(False)
@@ -78,7 +78,7 @@ class Adapters:
 
 
 def _load(path: Path) -> MethodInputs:
-    """Of a file of either kind."""
+    """From a file of either kind."""
     loaded = load_either(path)
     is_lora = isinstance(loaded, GeneratorLora)
     return MethodInputs(lora=loaded) if is_lora else MethodInputs(hypernetwork=loaded)

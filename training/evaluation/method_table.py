@@ -16,7 +16,7 @@ BASE, OURS, RENO, FINETUNE = "base", "hypernoise", "reno_50", "finetune"
 
 @dataclass(frozen=True, kw_only=True)
 class MethodInputs:
-    """What methods are made of; None: it is not there."""
+    """What methods are built from; None: not available."""
 
     hypernetwork: NoiseHypernetwork | None = None
     lora: GeneratorLora | None = None
@@ -29,20 +29,20 @@ class MethodInfo:
     """Facts about a method."""
 
     title: str
-    """How people call it."""
+    """Its name in reports."""
     make: Callable[[MethodInputs], Method]
     passes: int
-    """About how many forward passes a generator step of an image costs; a backward pass counts
-    as two. Work is shared out by it."""
+    """Approximate forward passes per generator step of an image; a backward pass counts as two.
+    Jobs are distributed by it."""
     once: int = 0
-    """Passes beside those of the steps."""
+    """Passes in addition to those of the steps."""
     needs: Literal["adapter", "lora", "paraphrases"] | None = None
     searches: bool = False
-    """Whether it makes several images to choose from, and looks at the reward."""
+    """Whether it generates several images per prompt and chooses by the reward."""
     slow: bool = False
-    """Whether it is run at more than one step only where that is asked for."""
+    """Whether it only runs at `slow_steps`."""
     candidates: int | None = None
-    """Of best-of-N."""
+    """N of best-of-N."""
 
 
 METHODS: dict[str, MethodInfo] = {
@@ -93,7 +93,7 @@ def get_method(name: str) -> MethodInfo:
     """The method of that name.
 
     Raises:
-        ValueError: there is none; lists those that there are.
+        ValueError: no method has that name; lists all of them.
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}, choose from {', '.join(METHODS)}")

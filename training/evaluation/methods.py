@@ -24,9 +24,10 @@ _CANDIDATE_STRIDE = 1_000_003  # between the seeds of one image's candidates
 
 @dataclass(frozen=True)
 class Task:
-    """What is generated: one image for each prompt, from the noise of its seed.
+    """What to generate: one image of each prompt, from the noise of its seed.
 
-    `conditioning` holds the encoded prompts, first dimension N; encoding is in no method's time.
+    `conditioning` holds the encoded prompts, first dimension N; no method's time
+    includes the encoding.
     `rewards` may be None for methods that do not look at rewards.
     """
 
@@ -89,7 +90,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (N, 3, H, W) in [0, 1] on the CPU; mean f^2 of each noise (N,) where there is an f."""
+    """Images (N, 3, H, W) in [0, 1] on the CPU; mean f^2 of each noise (N,) if there is an f."""
 
     images: Tensor
     f_squared: Tensor | None = None
@@ -132,7 +133,7 @@ def finetune(lora: GeneratorLora) -> Method:
 
 
 def best_of(candidates: int) -> Method:
-    """Of `candidates` images the one that the reward likes best; the first is the base's."""
+    """The image with the highest reward among `candidates`, the first of which is base's."""
 
     def make(task: Task) -> Samples:
         best, best_reward = torch.empty(0), torch.empty(0)
@@ -190,13 +191,13 @@ def search(
 def prompt_optimisation(
     candidates: Mapping[str, Sequence[str]], encode: Callable[[Sequence[str]], Conditioning]
 ) -> Method:
-    """Of the images of several paraphrases the one that the reward likes best, given the prompt.
+    """The image with the highest reward, given the prompt, among those of several paraphrases.
 
     All paraphrases start from the same noise.
 
     Args:
-        candidates: paraphrases of each prompt, the prompt itself among them.
-        encode: conditioning of paraphrases, a row each.
+        candidates: paraphrases of each prompt, including the prompt itself.
+        encode: from paraphrases to their conditioning, one row each.
     """
 
     def make(task: Task) -> Samples:
@@ -225,7 +226,7 @@ def _repeated(items: Sequence[Any], counts: Sequence[int]) -> list[Any]:
 
 @dataclass
 class Passes:
-    """Images that passed the generator's network, forwards and backwards."""
+    """Images that passed through the generator's network, forward and backward."""
 
     forward: int = 0
     backward: int = 0
@@ -236,7 +237,7 @@ class Passes:
 
 @contextmanager
 def count_passes(network: nn.Module) -> Iterator[Passes]:
-    """Counts each image that passes the network, as the generator or as the hypernetwork."""
+    """Counts each image that passes through the network, as generator or as hypernetwork."""
     passes = Passes()
 
     def after(module: nn.Module, arguments: tuple, output: tuple[Tensor, ...]) -> None:
@@ -253,7 +254,7 @@ def count_passes(network: nn.Module) -> Iterator[Passes]:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method made of N prompts, and at which cost."""
+    """The images of a method for N prompts, and their cost."""
 
     images: Tensor
     """(N, 3, H, W) in [0, 1]."""
@@ -262,9 +263,9 @@ class MethodResult:
     reward: Tensor
     """Their weighted sum, (N,)."""
     f_squared: Tensor | None
-    """Mean f^2 of an element of the noise, (N,), where there is an f."""
+    """Mean f^2 of an element of the noise, (N,); None without an f."""
     seconds_per_image: float
-    """Wall-clock time, without encoding prompts and without the scores above."""
+    """Wall-clock time, excluding the encoding of prompts and the scores above."""
     forward_passes: float
     """Of the network, per image."""
     backward_passes: float
@@ -272,9 +273,9 @@ class MethodResult:
 
 
 def measure(task: Task, method: Method) -> MethodResult:
-    """Runs a method, and takes its time, its passes and its images' scores.
+    """Runs a method and measures its time, its passes and the scores of its images.
 
-    Run something before it, so that the first method does not pay for what happens only once.
+    Warm up first, so that the first method does not pay for one-time costs.
     """
     with count_passes(task.network) as passes:
         start = time.perf_counter()

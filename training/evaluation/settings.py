@@ -21,7 +21,7 @@ class EvaluationConfig:
     """Settings of `hypernoise evaluate`.
 
     Raises:
-        ValueError: a value is out of its range, or a method lacks what it needs.
+        ValueError: a value is out of range, or a method lacks what it needs.
     """
 
     model: Place = "tiny-sprint"
@@ -95,17 +95,19 @@ class EvaluationConfig:
         if self.kl_noises < 0:
             raise ValueError(f"kl_noises must not be negative, not {self.kl_noises}")
         if any(count < 1 for count in (*self.steps, *self.slow_steps)):
-            raise ValueError(f"steps start at 1, got {self.steps} and slow_steps {self.slow_steps}")
+            raise ValueError(
+                f"steps must be at least 1, got {self.steps} and slow_steps {self.slow_steps}"
+            )
         _ = self.weights  # raises for rewards that cannot be used
         for name in self.methods:
             self._check_method(name)
         for text in self.ablation:
             if not _ABLATION.fullmatch(text):
-                raise ValueError(f"ablation takes NAME=FILE, such as rank_8=FILE, not {text!r}")
+                raise ValueError(f"ablation must be NAME=FILE, such as rank_8=FILE, not {text!r}")
         if self.layout and self.data_dir is None:
             raise ValueError(f"layout {self.layout} needs --data_dir, the benchmark's checkout")
         if not self.adapters and self.model not in EMBEDDED and not self.methods:
-            raise ValueError(f"which hypernetwork for {self.model}? Give --adapter FILE")
+            raise ValueError(f"{self.model} has no default hypernetwork: give --adapter FILE")
 
     def _check_method(self, name: str) -> None:
         needs = get_method(name).needs
@@ -116,7 +118,7 @@ class EvaluationConfig:
 
     @property
     def adapters(self) -> tuple[Path, ...]:
-        """The hypernetworks, the embedded one where none is given for tiny-sprint."""
+        """The hypernetworks; by default the embedded one for tiny-sprint."""
         return self.adapter or ((EMBEDDED_ADAPTER,) if self.model in EMBEDDED else ())
 
     @property
@@ -146,13 +148,13 @@ class EvaluationConfig:
         return self.precision or ("float32" if self.model in EMBEDDED else "bfloat16")
 
     def chosen_methods(self, *, paraphrases: bool) -> tuple[str, ...]:
-        """What is compared, in the order of the table; base always is.
+        """The methods to compare, in the order of the table; base is always included.
 
         Args:
-            paraphrases: whether paraphrases of the prompts can be had.
+            paraphrases: whether paraphrases of the prompts are available.
 
         Raises:
-            ValueError: prompt_optimisation is asked for without.
+            ValueError: prompt_optimisation is requested without paraphrases.
         """
         there = {None}
         there |= {"adapter"} if self.adapters else set()

@@ -62,17 +62,17 @@ class Suite:
 
     @cached_property
     def shown(self) -> list[int]:
-        """Numbers of the prompts whose images are shown."""
+        """Numbers of the prompts whose images the report shows."""
         return spread(self.subset, SHOWN_PROMPTS)
 
     @cached_property
     def subset(self) -> list[int]:
-        """Numbers of the prompts for methods that search, at the fewest steps."""
+        """Numbers of the prompts that methods that search run on at the fewest steps."""
         return spread(range(len(self.prompts)), self.config.search_prompts)
 
     @cached_property
     def multi_step_subset(self) -> list[int]:
-        """Numbers of the prompts for methods that search, at more steps."""
+        """Numbers of the prompts that methods that search run on at more steps."""
         return spread(self.subset, self.config.multi_step_search_prompts)
 
     def _subset(self, steps: int) -> list[int]:
@@ -179,7 +179,7 @@ class Suite:
         return (job.seed, job.run) == (0, 0) and (fewest or job.method in (BASE, OURS))
 
     def _correct(self, numbers: Sequence[int], images: Tensor) -> list[float]:
-        """Whether the checker agrees with each image, nothing where there are no captions."""
+        """Whether the checker agrees with each image; empty without captions."""
         if self.captions is None:
             return []
         captions = [self.captions[number] for number in numbers]
@@ -208,11 +208,11 @@ class Suite:
     # The divergence
 
     def kl(self, method: str, run: int) -> dict[str, float] | None:
-        """Estimated terms of KL(modulated noise || N(0, I)) of a hypernetwork, in nats, means over
-        some noises; None where it was not asked for or f takes the noise's place.
+        """Estimated terms of KL(modulated noise || N(0, I)) of a hypernetwork in nats, averaged
+        over some noises; None if not requested, or if f replaces the noise.
 
         Args:
-            method: `hypernoise`, or one of the ablation.
+            method: `hypernoise`, or a method of the ablation.
             run: which of its adapters.
         """
         f = self.adapters.get(method, run).hypernetwork
@@ -240,7 +240,7 @@ class Suite:
 
 
 def digest(texts: Sequence[str]) -> str:
-    """16 hexadecimal digits of some texts in their order."""
+    """16 hexadecimal digits that identify texts and their order."""
     return _digest("\0".join(texts))
 
 

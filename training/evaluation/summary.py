@@ -33,13 +33,13 @@ from .suite import Suite
 from .trade_offs import at_our_reward
 
 TOTAL = "total"
-"""What the weighted sum of the rewards is called among them."""
+"""Name of the weighted sum of the rewards among the scores."""
 CHECKER = "checker"
 
 
 @dataclass
 class Measurements:
-    """All images of a method at one number of steps."""
+    """The measurements of all images of a method at one number of steps."""
 
     places: list[tuple[int, int]] = field(default_factory=list)
     """Number of the prompt, and of the seed."""
@@ -108,7 +108,7 @@ def _collect(suite: Suite) -> dict[tuple[int, str], Measurements]:
     for job in suite.jobs:
         result = suite.result(job)
         if result is None:
-            raise ValueError(f"{job.file(suite.config.out)} is missing; run the evaluation again")
+            raise ValueError(f"{job.file(suite.config.out)} is missing; rerun the evaluation")
         tensors = read_job_tensors(job.file(suite.config.out))
         samples.setdefault((job.steps, job.method), Measurements()).add(job, result, tensors)
     return dict(sorted(samples.items(), key=lambda item: item[0][0]))
@@ -143,8 +143,8 @@ def _settings(suite: Suite) -> Settings:
 
 def _diversity_title(suite: Suite) -> str:
     if suite.lpips is not None:
-        return f"LPIPS (AlexNet) of copies of {VIEW} x {VIEW} pixels"
-    missing = f"LPIPS has no weights in {weights_file()}"
+        return f"LPIPS (AlexNet) of copies downscaled to {VIEW} x {VIEW} pixels"
+    missing = f"no LPIPS weights in {weights_file()}"
     if suite.encoder is None:
         return f"none ({missing}, and no reward has a CLIP)"
     return f"cosine distance of image features of the first reward's CLIP ({missing})"

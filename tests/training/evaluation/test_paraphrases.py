@@ -18,7 +18,7 @@ def test_a_caption_is_paraphrased_under_every_prefix():
         "a picture of two red circles",
         "a drawing of two red circles",
     ]
-    with pytest.raises(ValueError, match="no caption"):
+    with pytest.raises(ValueError, match="not a caption"):
         paraphrases.paraphrase("a cat")
 
 
@@ -36,11 +36,11 @@ def test_a_command_answers_paraphrases_line_by_line(tmp_path):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("print('{\"candidates\": []}')", "1 lines to 2 prompts"),
-        ("print('yes')\nprint('no')", "line 1 of what"),
-        ("print('{\"candidates\": [1]}')\nprint('{\"candidates\": []}')", "line 1 of what"),
-        ('print(\'{"candidates": []}\')\nprint(\'{"candidates": [" "]}\')', "line 2 of what"),
-        ("sys.exit(3)", "ended with code 3"),
+        ("print('{\"candidates\": []}')", "1 lines for 2 prompts"),
+        ("print('yes')\nprint('no')", "line 1 of the output"),
+        ("print('{\"candidates\": [1]}')\nprint('{\"candidates\": []}')", "line 1 of the output"),
+        ('print(\'{"candidates": []}\')\nprint(\'{"candidates": [" "]}\')', "line 2 of the output"),
+        ("sys.exit(3)", "exited with code 3"),
     ],
 )
 def test_a_command_that_answers_otherwise_is_refused(tmp_path, body, message):

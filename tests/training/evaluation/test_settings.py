@@ -17,7 +17,7 @@ from hypernoise.training.evaluation.settings import EvaluationConfig
         ({"model": "sana"}, "--adapter FILE"),
         ({"model": "sana", "methods": ("hypernoise",)}, "--adapter FILE"),
         ({"seeds": 0}, "seeds must be at least 1"),
-        ({"steps": (0,)}, "steps start at 1"),
+        ({"steps": (0,)}, "steps must be at least 1"),
         ({"ablation": ("rank_8",)}, "NAME=FILE"),
         ({"ablation": ("a/b=c",)}, "NAME=FILE"),
         ({"layout": "geneval"}, "--data_dir"),
