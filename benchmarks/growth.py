@@ -35,7 +35,7 @@ from hypernoise.hypernoise_core.rewards.tiny_preference import TinyPreference
 from hypernoise.training.arguments import read_config
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.memory import save_memory
-from hypernoise.training.parts import prepare
+from hypernoise.training.parts import prepare_training
 from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 from hypernoise.training.published_models import build_on_meta
 from hypernoise.training.trainer import Trainer
@@ -143,7 +143,7 @@ def updates(dtype: torch.dtype, repeats: int) -> dict[str, Rows]:
 def _trainer(settings: dict[str, Any], copies: int = 1, others: tuple[str, ...] = ()) -> Trainer:
     names = ("tiny-preference", *others)
     config = TrainingConfig(**settings | {"rewards": dict.fromkeys(names, 1.0)})
-    parts = prepare(config)
+    parts = prepare_training(config)
     members = {name: (reward, 1.0) for name, reward in parts.rewards.members.items()}
     for number in range(1, copies):
         new = TinyPreference.load(WeightStore()).to(parts.accelerator.device)

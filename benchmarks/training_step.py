@@ -32,7 +32,7 @@ from hypernoise.training.arguments import read_config
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.estimate import measure_step, shapes_as_on_gpus
 from hypernoise.training.memory import LiveBytes, save_memory
-from hypernoise.training.parts import prepare
+from hypernoise.training.parts import prepare_training
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.published_models import PUBLISHED, build_on_meta, image_size
 from hypernoise.training.trainer import Trainer
@@ -47,7 +47,7 @@ def tiny_sprint(batch: int, device: str) -> tuple[Updates, int]:
     """One update in both ways, and the number of its images."""
     recipe = read_config("tiny-sprint") | {"log_every": 0, "batch_size": batch, "memsave": True}
     config = TrainingConfig(**recipe)
-    parts = prepare(config)
+    parts = prepare_training(config)
     updates = parts.trainer(config).updates()
     pipeline = load_pipeline("tiny-sprint", device=device)
     pipeline.transformer.to(memory_format=torch.contiguous_format)
@@ -211,7 +211,8 @@ def full_size_memory(model: str) -> dict[str, float]:
 def shapes_of(config: TrainingConfig) -> tuple[Any, Tensor, Conditioning]:
     """Pipeline, noise of one image, and conditioning without values, on the meta device."""
     pipeline = build_on_meta(config.model, torch.bfloat16)
-    family, (side, _) = family_of_pipeline(pipeline), image_size(config, pipeline)
+    family = family_of_pipeline(pipeline)
+    side, _ = image_size(config.model, config.image_size, pipeline)
     noise = torch.empty(1, *family.latent_shape(pipeline, side, side), device="meta")
     network = family.network(pipeline)
     return pipeline, noise, family.empty_conditioning(network, 1, torch.bfloat16, "meta")
@@ -231,7 +232,7 @@ def peak_of_plain(config: TrainingConfig) -> int:
     pipeline, noise, conditioning = shapes_of(config)
     family, no_rewards = family_of_pipeline(pipeline), Ensemble({"redness": (Redness(), 1.0)})
     with torch.device("meta"):
-        size = image_size(config, pipeline)
+        size = image_size(config.model, config.image_size, pipeline)
         plain = PlainTrainer(pipeline, lambda prompts: {}, no_rewards, config, size)
     for parameter in plain.parameters:
         parameter.grad = torch.empty_like(parameter)

@@ -29,7 +29,7 @@ COMFYUI = {
 }
 INSTALLED_BY_COMFYUI = {"torch", "numpy", "PIL", "safetensors"}
 HEADLESS = {"torchvision", "diffusers", "transformers", "tokenizers", "peft", "accelerate"}
-HEADLESS |= {"scipy", "matplotlib", "tqdm", "tyro", "open_clip", "filelock"}
+HEADLESS |= {"scipy", "matplotlib", "tqdm", "tyro", "open_clip", "filelock", "jinja2"}
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def estimate(
     family = family_of_pipeline(pipeline)
     network = family.network(pipeline)
     adapter = _adapter(config, network, family)
-    side, _ = image_size(config, pipeline)
+    side, _ = image_size(config.model, config.image_size, pipeline)
     images = -(-config.batch_size // num_processes)
     conditioning = family.empty_conditioning(network, images, dtype, "meta")
     if config.memsave:

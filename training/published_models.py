@@ -15,7 +15,6 @@ from ..hypernoise_core.families import FAMILIES, family_of_pipeline
 from ..hypernoise_core.library_folder import building_from, check_pipeline, read_json
 from ..hypernoise_core.strict_json import parse_object
 from ..hypernoise_core.text_file import read_text
-from .config import TrainingConfig
 
 _ARCHITECTURES = Path(__file__).with_name("architectures")
 _CLASS = "_class_name"
@@ -58,11 +57,10 @@ PUBLISHED = {
 """By the names that commands take."""
 
 
-def image_size(config: TrainingConfig, pipeline: Any) -> tuple[int, int]:
-    """Height and width of the training images in pixels."""
-    side = config.image_size
-    if side is None and config.model in PUBLISHED:
-        side = PUBLISHED[config.model].image_size
+def image_size(model: str, side: int | None, pipeline: Any) -> tuple[int, int]:
+    """Height and width of the images in pixels: the side if given, else the model's own."""
+    if side is None and model in PUBLISHED:
+        side = PUBLISHED[model].image_size
     if side is None:
         side = family_of_pipeline(pipeline).default_size(pipeline)
     return side, side

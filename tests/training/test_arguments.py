@@ -11,8 +11,8 @@ from hypernoise.training import cli
 from hypernoise.training.arguments import CONFIGS, read_arguments, read_config, to_toml
 from hypernoise.training.command_line import bind
 from hypernoise.training.config import TrainingConfig
+from hypernoise.training.evaluation.paraphrases import ask_command
 from hypernoise.training.evaluation.settings import EvaluationConfig
-from hypernoise.training.evaluation.wordings import ask_command
 
 SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.toml"))
 

@@ -86,11 +86,11 @@ def test_a_page_shows_every_text_as_it_is_and_runs_none(visit, tmp_path, tally):
     parts = []
     for text in HOSTILE:
         parts += [
-            report.heading(text),
-            report.paragraph(text),
-            report.paragraph(text, warning=True),
+            report.Heading(text),
+            report.Paragraph(text),
+            report.Paragraph(text, warning=True),
         ]
-        parts += [report.table([text], [[text, text]], emphasised=text), report.picture(text, PNG)]
+        parts += [report.Table([text], [[text, text]], emphasised=text), report.Picture(text, PNG)]
     report.write_page(tmp_path / "page.html", HOSTILE[1], parts)
     page = visit(tmp_path / "page.html")
     shown = [as_shown(text) for text in page.locator("p").all_text_contents()]
@@ -105,11 +105,15 @@ def test_a_page_shows_every_text_as_it_is_and_runs_none(visit, tmp_path, tally):
 @pytest.mark.browser
 def test_a_policy_on_the_page_holds_even_where_a_part_is_not_escaped(browser, tmp_path):
     """A second wall: parts that somebody forgets to escape."""
-    report.write_page(tmp_path / "page.html", "t", [f"<script>{RUN}</script>", HOSTILE[17]])
+    file = tmp_path / "page.html"
+    report.write_page(file, "t", [report.Paragraph("here")])
+    html = file.read_text(encoding="utf-8")
+    assert html.count("here") == 1
+    file.write_text(html.replace("here", f"<script>{RUN}</script>{HOSTILE[17]}"))
     page = browser.new_page()
     reached = []
     page.on("response", lambda response: reached.append(response.url))
-    page.goto((tmp_path / "page.html").as_uri())
+    page.goto(file.as_uri())
     page.wait_for_timeout(300)
     assert page.evaluate("() => window.pwned") is None
     assert not [url for url in reached if "127.0.0.1" in url]
@@ -169,8 +173,8 @@ def test_pages_from_a_generator_hold_no_tag_of_their_texts(tmp_path, scale, tall
             self.found.append((tag, [name for name, _ in attributes]))
 
     def tags_of(text: str) -> list[tuple]:
-        parts = [report.heading(text), report.table([text], [[text]]), report.picture(text, PNG)]
-        report.write_page(tmp_path / "p.html", text, [*parts, report.paragraph(text)])
+        parts = [report.Heading(text), report.Table([text], [[text]]), report.Picture(text, PNG)]
+        report.write_page(tmp_path / "p.html", text, [*parts, report.Paragraph(text)])
         return Tags((tmp_path / "p.html").read_text(encoding="utf-8")).found
 
     expected = tags_of("plain")
@@ -306,17 +310,55 @@ def test_a_report_that_is_none_is_refused_and_leaves_no_card(adapter, tmp_path, 
 
 def good_report() -> dict[str, Any]:
     base = {
-        "prompts": 4, "checker": {}, "checker_mean": None, "reward_mean": 1.0, "reward_gain": 0.0,
-        "reward_gain_ci": [0.0, 0.1], "win_rate": 0.5, "seconds_per_image": 0.1, "images": 4,
-        "pixel_diversity": 0.1, "runs": [{}], "network_evaluations": 1.0, "backward_passes": 0.0,
-        "recovered_share": {"reward": 0.5, "checker_mean": None}, "checker_gain": None,
-        "checker_gain_ci": None,
+        "images": 4, "prompts": 4, "runs": [{"reward_mean": 1.0}], "checker_mean": None,
+        "checker_ci": None, "checker_gain": None, "checker_gain_ci": None, "checker": {},
+        "reward_mean": 1.0, "reward_ci": None, "reward_gain": 0.0, "reward_gain_ci": [0.0, 0.1],
+        "win_rate": 0.5, "rewards": {}, "seconds_per_image": 0.1, "network_evaluations": 1.0,
+        "forward_passes": 1.0, "backward_passes": 0.0, "diversity": None, "pixel_diversity": 0.1,
+        "diversity_base": None, "pixel_diversity_base": 0.1, "f_squared": None, "kl": 0.0,
+        "recovered_share": {"reward": 0.5, "checker_mean": None},
     }  # fmt: skip
     return {
-        "settings": {"prompts": 4, "seeds": 2, "rewards": {"hps": 5.0}, "device": "cpu"},
-        "recovered_share": {"reward": 0.9},
         "steps": {"1": {"base": base, "hypernoise": base}},
-    }
+        "recovered_share": {"steps": 1, "reward": 0.9, "checker_mean": None},
+        "ablation": {"rank_2": {"kind": "hypernoise", **base}},
+        "at_our_reward": {"lora": None},
+        "settings": {
+            "model": "m", "adapters": ["a"], "loras": [], "rewards": {"hps": 5.0}, "prompts": 4,
+            "search_prompts": 4, "multi_step_search_prompts": 4, "seeds": 2, "image_size": [8, 8],
+            "batch_size": 1, "precision": "float32", "device": "cpu", "processes": 1,
+            "diversity": "none",
+        },
+    }  # fmt: skip
+
+
+WRONG_KEYS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "steps.1.base.win_rate is missing": (("steps", "1", "base", "win_rate"), None),
+    "settings.seeds is 'x' instead of a whole number": (("settings", "seeds"), "x"),
+    "steps.1.base.reward_ci has 1 entries instead of 2": (("steps", "1", "base", "reward_ci"), [1]),
+    "steps.1.magic is not a known method": (("steps", "1", "magic"), "base"),
+    "ablation.rank_2.kind is 7 instead of": (("ablation", "rank_2", "kind"), 7),
+    "steps.one: 'one' is not a number of steps": (("steps", "one"), {}),
+    "steps.1.base.kl is True instead of a number": (("steps", "1", "base", "kl"), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", WRONG_KEYS)
+def test_a_report_with_a_wrong_key_is_refused_by_its_name(adapter, tmp_path, message):
+    (*places, last), value = WRONG_KEYS[message]
+    tree = owner = json.loads(json.dumps(good_report()))
+    for place in places:
+        owner = owner[place]
+    if value is None:
+        del owner[last]
+    else:
+        owner[last] = owner[value] if value == "base" else value
+    path, out = tmp_path / "report.json", tmp_path / "README.md"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        write_card(adapter(), out, path)
+    assert str(raised.value).startswith(f"{path} is not a report.json")
+    assert not out.exists()
 
 
 def places(tree: Any) -> Iterator[tuple[Any, Any]]:

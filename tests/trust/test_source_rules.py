@@ -29,7 +29,7 @@ NETWORK = {"socket", "requests", "httpx", "aiohttp", "urllib.request", "http.cli
 NETWORK |= {"smtplib", "telnetlib", "websocket"}
 PROCESSES = {"subprocess", "multiprocessing", "pty", "pip", "ensurepip"}
 NEVER_IMPORTED = NETWORK | PROCESSES | {"dill", "cloudpickle", "marshal", "ctypes"}
-ALLOWED_PROCESSES = {"training/evaluation/wordings.py"}  # the command that the user names
+ALLOWED_PROCESSES = {"training/evaluation/paraphrases.py"}  # the command that the user names
 DOWNLOADS = {"hf_hub_download", "snapshot_download"}
 ALLOWED_DOWNLOADS = {  # each behind a switch or a command of the user's
     "hypernoise_core/rewards/weights.py",

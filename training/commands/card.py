@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.families import get_family
 from ...hypernoise_core.generator_lora import GeneratorLora
 from ...hypernoise_core.metadata import AdapterMetadata
-from ...hypernoise_core.strict_json import parse_object
 from ...hypernoise_core.text import printable
-from ...hypernoise_core.text_file import read_text
-from ..evaluation.catalogue import BASE, OURS
-from ..evaluation.tables import fewest_steps, markdown
+from ..evaluation.method_table import BASE, OURS
+from ..evaluation.report_file import read_report_file
+from ..evaluation.results import Report
+from ..evaluation.tables import markdown
 from ..published_models import PUBLISHED
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -39,46 +38,23 @@ def write_card(adapter: Path, out: Path, report: Path | None = None) -> Path:
     Raises:
         AdapterError: the adapter is missing or damaged.
         FileNotFoundError: there is no such report.
-        ValueError: the report is none of `hypernoise evaluate`.
+        ValueError: the report is not one of `hypernoise evaluate`; names the key.
     """
     loaded = open_adapter(adapter)
     is_lora, facts = isinstance(loaded, GeneratorLora), loaded.metadata
-    numbers = None if report is None else read_report(report)
+    results = None if report is None else read_report_file(report)
     parameters = sum(parameter.numel() for parameter in loaded.parameters())
-    try:
-        sections = [
-            _front_matter(facts, is_lora, numbers, out.resolve().parent.name),
-            f"# {_text(_title(facts, is_lora))}",
-            _what_it_is(is_lora, facts),
-            _table_of_facts(facts, parameters),
-            _how_to_use(find_weights(adapter).name, is_lora, facts),
-        ]
-        if numbers is not None:
-            sections.append(_evaluation(numbers))
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        if report is None:
-            raise
-        raise ValueError(f"{report} is damaged or of another version: {error!r:.200}") from error
+    sections = [
+        _front_matter(facts, is_lora, results, out.resolve().parent.name),
+        f"# {_text(_title(facts, is_lora))}",
+        _what_it_is(is_lora, facts),
+        _table_of_facts(facts, parameters),
+        _how_to_use(find_weights(adapter).name, is_lora, facts),
+    ]
+    if results is not None:
+        sections.append(_evaluation(results))
     write_atomically(out, ("\n\n".join(sections) + "\n").encode())
     return out
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """report.json of an evaluation.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is none of `hypernoise evaluate`.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no report {path}; `hypernoise evaluate` writes one")
-    try:
-        numbers = parse_object(read_text(path))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON of a report: {error}") from error
-    if not isinstance(numbers.get("steps"), dict) or not numbers["steps"]:
-        raise ValueError(f"{path} is no report.json of `hypernoise evaluate`: it has no steps")
-    return numbers
 
 
 def _title(facts: AdapterMetadata, is_lora: bool) -> str:
@@ -104,9 +80,7 @@ def _text(text: object) -> str:
 # JSON is YAML, so that values are written as JSON.
 
 
-def _front_matter(
-    facts: AdapterMetadata, is_lora: bool, numbers: Mapping[str, Any] | None, name: str
-) -> str:
+def _front_matter(facts: AdapterMetadata, is_lora: bool, report: Report | None, name: str) -> str:
     kind = [] if is_lora else ["hypernoise", "noise-hypernetwork"]
     entries: dict[str, Any] = {
         "pipeline_tag": "text-to-image",
@@ -116,8 +90,8 @@ def _front_matter(
         entries["library_name"] = "diffusers"
     if (repository := _repository(facts)) is not None:
         entries |= {"base_model": repository, "base_model_relation": "adapter"}
-    if numbers is not None and OURS in numbers["steps"][fewest_steps(numbers)] and not is_lora:
-        entries["model-index"] = [_model_index(numbers, name)]
+    if report is not None and OURS in report.first_table and not is_lora:
+        entries["model-index"] = [_model_index(report, name)]
     lines = [
         f"{key}: {printable(json.dumps(value, ensure_ascii=False))}"
         for key, value in entries.items()
@@ -125,18 +99,17 @@ def _front_matter(
     return "\n".join(["---", *lines, "---"])
 
 
-def _model_index(numbers: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _model_index(report: Report, name: str) -> dict[str, Any]:
     """The results in the hub's form."""
-    steps = fewest_steps(numbers)
-    entry = numbers["steps"][steps][OURS]
-    values = {f"mean reward, {steps} step(s)": entry["reward_mean"], "win rate": entry["win_rate"]}
-    if entry["checker_mean"] is not None:
-        values[f"checker mean, {steps} step(s)"] = entry["checker_mean"]
+    steps, ours = report.fewest_steps, report.first_table[OURS]
+    values = {f"mean reward, {steps} step(s)": ours.reward_mean, "win rate": ours.win_rate}
+    if ours.checker_mean is not None:
+        values[f"checker mean, {steps} step(s)"] = ours.checker_mean
     metrics = [
         {"type": title.split(",")[0].replace(" ", "_"), "name": title, "value": round(value, 4)}
         for title, value in values.items()
     ]
-    prompts = {"name": f"{numbers['settings']['prompts']} prompts", "type": "prompts"}
+    prompts = {"name": f"{report.settings.prompts} prompts", "type": "prompts"}
     result = {
         "task": {"type": "text-to-image"},
         "dataset": prompts,
@@ -208,24 +181,23 @@ def _literal(text: str) -> str:
     return json.dumps(printable(text), ensure_ascii=False)
 
 
-def _evaluation(numbers: Mapping[str, Any]) -> str:
-    settings = numbers["settings"]
-    rewards = ", ".join(
-        f"{weight:g} x {_text(name)}" for name, weight in settings["rewards"].items()
-    )
+def _evaluation(report: Report) -> str:
+    settings = report.settings
+    rewards = ", ".join(f"{weight:g} x {_text(name)}" for name, weight in settings.rewards.items())
     text = [
-        f"{settings['prompts']:d} prompts, {settings['seeds']:d} noises each, the same for all "
-        f"methods. Reward: {rewards}. Intervals: 95% bootstrap over prompts. Passes count images "
-        f"through the network; seconds are those of one machine ({_text(settings['device'])})."
+        f"{settings.prompts} prompts, {settings.seeds} noises each, the same for all methods. "
+        f"Reward: {rewards}. Intervals: 95% bootstrap over prompts. Passes count images through "
+        f"the network; seconds were measured on one machine ({_text(settings.device)})."
     ]
-    if (share := numbers["recovered_share"]) is not None and share["reward"] is not None:
-        text.append(f"Of ReNO's gain on the reward it recovers {share['reward']:.0%}.")
-    table = numbers["steps"][fewest_steps(numbers)]
-    if OURS in table and table[OURS]["pixel_diversity"] is not None:
-        before, after = table[BASE]["pixel_diversity"], table[OURS]["pixel_diversity"]
+    if (share := report.recovered_share) is not None and share.reward is not None:
+        text.append(f"It recovers {share.reward:.0%} of ReNO's gain in the reward.")
+    table = report.first_table
+    before = table[BASE].pixel_diversity
+    after = table[OURS].pixel_diversity if OURS in table else None
+    if before is not None and after is not None:
         text.append(
             f"Two images of one prompt differ by {after:.3f} on average, {before:.3f} without it "
-            f"(root mean square over small copies, of 1)."
+            f"(root mean square over downscaled copies, of 1)."
         )
-    tables = html.escape(printable(markdown(numbers)), quote=False).rstrip()
+    tables = html.escape(printable(markdown(report)), quote=False).rstrip()
     return "\n\n".join(["## Evaluation", " ".join(text), tables])

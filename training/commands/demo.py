@@ -1,4 +1,4 @@
-"""The demo: train a hypernetwork on tiny-sprint in minutes, and see what it is worth."""
+"""`hypernoise demo`: train a hypernetwork on tiny-sprint in minutes and evaluate it."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from ...hypernoise_core.hypernetwork import NoiseHypernetwork
 from ..arguments import read_config
 from ..config import TrainingConfig
 from ..evaluation import methods
-from ..parts import Parts, prepare
+from ..parts import Parts, TrainingParts, prepare_training
 from ..progress import progress_bar
 from ..prompts import tiny_world_captions
 from ..report import figures, page
@@ -27,19 +27,19 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
     """Trains, evaluates and writes everything into `out`; returns what report.json holds.
 
     Args:
-        out: folder for the adapter, the pictures and the report; made if it is not there.
+        out: folder for the adapter, the pictures and the report; created if missing.
         config: of the training run, on tiny-sprint.
-        per_category: held-out captions evaluated in each of the six categories.
+        per_category: number of held-out captions in each of the six categories.
 
     Raises:
-        FileExistsError: the folder is of no demo and holds what one would replace.
+        FileExistsError: the folder is not a demo's and holds files it would replace.
     """
     adapter = out / "tiny-hypernoise.safetensors"
     if not adapter.exists():  # what a demo writes first
         check_others(out, "--out", (*page.REPORTS, _SIDE_BY_SIDE, _CURVES))
     out.mkdir(parents=True, exist_ok=True)
     captions = evaluation_captions(per_category)
-    parts = prepare(config, also_encode=[caption.text for caption in captions])
+    parts = prepare_training(config, also_encode=[caption.text for caption in captions])
     history, hypernetwork = _train(config, parts)
     save_adapter(hypernetwork, adapter)
 
@@ -60,12 +60,12 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
 
 
 def demo_config(**changes: Any) -> TrainingConfig:
-    """The shipped settings for tiny-sprint, with these changes."""
+    """The included settings for tiny-sprint, with these changes."""
     return TrainingConfig(**read_config("tiny-sprint") | {"log_every": 0} | changes)
 
 
-def _train(config: TrainingConfig, parts: Parts) -> tuple[list[Metrics], NoiseHypernetwork]:
-    """The metrics of each update, and what was trained."""
+def _train(config: TrainingConfig, parts: TrainingParts) -> tuple[list[Metrics], NoiseHypernetwork]:
+    """The metrics of each update, and the trained hypernetwork."""
     trainer = parts.trainer(config)
     history = []
     with progress_bar(total=trainer.plan.steps, desc="training", unit="update") as bar:
@@ -80,7 +80,7 @@ def _train(config: TrainingConfig, parts: Parts) -> tuple[list[Metrics], NoiseHy
 
 
 def evaluation_captions(per_category: int) -> list[Caption]:
-    """Held-out captions, as many of each category; small categories repeat theirs."""
+    """Held-out captions, equally many of each category; small categories repeat theirs."""
     return tiny_world_captions(held_out=True, per_category=per_category)
 
 
@@ -110,7 +110,7 @@ def _entry(result: methods.MethodResult, captions: list[Caption]) -> dict[str, A
 def method_entry(
     checker_mean: float, checker: dict[str, float], reward_mean: float, seconds_per_image: float
 ) -> dict[str, Any]:
-    """One method's numbers as report.json keeps them; shares in [0, 1]."""
+    """One method's numbers as in report.json; shares in [0, 1]."""
     return {
         "checker_mean": checker_mean,
         "checker": checker,
@@ -125,7 +125,7 @@ def _write_pictures(
     captions: list[Caption],
     results: dict[str, methods.MethodResult],
 ) -> None:
-    """The grid shows the first captions of each category, whatever they came out as."""
+    """The grid shows the first captions of each category, not selected ones."""
     each = len(captions) // len(CATEGORIES)
     shown = [
         category * each + i
@@ -152,10 +152,10 @@ def _write_page(out: Path, numbers: dict[str, Any]) -> None:
         summary=[
             f"A noise hypernetwork trained for {numbers['train_steps']} steps in "
             f"{numbers['train_seconds']:.0f} seconds against the reward tiny-preference, evaluated "
-            f"on {count} captions and seeds that no training has seen. One generator step each.",
-            "The checker reads each image with plain code (colours, shapes, counts, places) and "
-            "gives the share of images that show exactly what the caption says; it plays no part "
-            "in training. Best of 8 keeps the image that the reward likes best of eight.",
+            f"on {count} captions and seeds not seen in training, with one generator step each.",
+            "The checker analyses each image with plain code (colours, shapes, counts, positions) "
+            "and gives the share of images that show exactly what the caption says; it is not used "
+            "in training. Best of 8 keeps the image with the highest reward of eight.",
         ],
         methods=numbers["methods"],
         pictures={
@@ -184,13 +184,13 @@ def write_html(
         pictures: files (.png or .jpg) by caption, embedded in the page.
         emphasised: the method whose row stands out.
     """
-    parts = [page.paragraph(text) for text in summary]
+    parts: list[page.Part] = [page.Paragraph(text) for text in summary]
     parts.append(_methods_table(methods, emphasised))
-    parts += [page.picture(caption, path) for caption, path in pictures.items()]
+    parts += [page.Picture(caption, path) for caption, path in pictures.items()]
     page.write_page(path, title, parts)
 
 
-def _methods_table(methods: dict[str, dict[str, Any]], emphasised: str) -> str:
+def _methods_table(methods: dict[str, dict[str, Any]], emphasised: str) -> page.Part:
     categories = list(next(iter(methods.values()))["checker"])
     rows = []
     for name, entry in methods.items():
@@ -198,4 +198,4 @@ def _methods_table(methods: dict[str, dict[str, Any]], emphasised: str) -> str:
         numbers += [f"{entry['checker_mean']:.3f}", f"{entry['reward_mean']:.2f}"]
         rows.append([name, *numbers, f"{entry['seconds_per_image']:.4f}"])
     head = ["method", *categories, "checker mean", "reward", "seconds per image"]
-    return page.table(head, rows, emphasised)
+    return page.Table(head, rows, emphasised)

@@ -1,7 +1,7 @@
 """`hypernoise evaluate`: how much of test-time optimisation's gain a hypernetwork recovers, at
-which cost, and whether the distribution stays.
+which cost, and whether the distribution stays the same.
 
-The folder holds report.html, report.json, report.md, and in cells/ what is done so far.
+The folder holds report.html, report.json, report.md, and in cells/ the jobs done so far.
 """
 
 from __future__ import annotations
@@ -9,30 +9,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..evaluation.adapters import Adapters
-from ..evaluation.questions import PROMPTS, ask
+from ..evaluation.eval_prompts import load_eval_prompts
+from ..evaluation.runner import Runner, prepare_parts
 from ..evaluation.settings import EvaluationConfig
 from ..evaluation.suite import Suite
 from ..evaluation.suite_report import write_report
-from ..parts import prepare
 from ..processes import join
 
 
 def evaluate(config: EvaluationConfig) -> Path | None:
     """Measures all methods and writes the report; returns the page, None in all but one process.
 
-    All processes call this together; each does a share of the cells.
+    All processes call this together; each does a share of the jobs.
 
     Raises:
         FileNotFoundError: a model, an adapter, a reward or a prompt file is missing.
-        ValueError: something does not fit, or the folder holds another evaluation.
+        ValueError: the settings do not fit each other, or the folder holds another evaluation.
     """
     accelerator = join()
     adapters = Adapters.load(config)
-    questions = ask(config, accelerator)
-    parts = prepare(
-        config.training_config(str(config.out / PROMPTS)), also_encode=questions.texts()
-    )
-    suite = Suite(config, parts, questions, adapters.to(parts.accelerator.device))
+    prompts = load_eval_prompts(config, accelerator)
+    parts = prepare_parts(config, config.weights, prompts.texts())
+    suite = Suite(Runner(config, parts, prompts, adapters.to(parts.accelerator.device)))
     suite.run()
     accelerator.wait_for_everyone()
     page = write_report(suite) if accelerator.is_main_process else None

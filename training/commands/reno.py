@@ -1,4 +1,4 @@
-"""`hypernoise reno`: searches better noise image by image, what a hypernetwork does in one pass."""
+"""`hypernoise reno`: search better noise image by image, which a hypernetwork does in one pass."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ...hypernoise_core.atomic_file import write_atomically
-from ...hypernoise_core.families import Conditioning, family_of_pipeline
+from ...hypernoise_core.families import family_of_pipeline
 from ...hypernoise_core.generate import encode_prompts
-from ...hypernoise_core.hypernetwork import (
-    NoiseHypernetwork,
-    modulate,
-    predict_change,
-    sample_noise,
-)
-from ...hypernoise_core.reno import RenoConfig, RenoResult, optimise_noise
+from ...hypernoise_core.hypernetwork import NoiseHypernetwork
+from ...hypernoise_core.reno import RenoConfig, RenoResult
 from ...hypernoise_core.rewards import Ensemble
 from ..progress import progress_bar
+from ..reno_search import search_noise
 from ..report.figures import side_by_side, write_png
 from ..report.page import write_json
 
@@ -41,61 +37,43 @@ def write_search(
 
     Args:
         hypernetwork: the search starts from its noise; None: from plain noise.
-        seed: of the first image; the next ones count up.
+        seed: of the first image; each further image has the next seed.
         size: height and width in pixels; None: the generator's own.
 
     Returns:
         The grid.
 
     Raises:
-        ValueError: the generator makes no image of that size.
+        ValueError: the generator makes no images of that size.
     """
     family = family_of_pipeline(pipeline)
     height, width = size or (family.default_size(pipeline),) * 2
-    shape = family.latent_shape(pipeline, height, width)
+    family.latent_shape(pipeline, height, width)  # raises before the prompts are encoded
     conditioning = encode_prompts(pipeline, prompts, batch_size=batch_size)
     seeds = range(seed, seed + len(prompts))
-    starts, results = [], []
+    starts: list[Tensor] = []
+    results: list[RenoResult] = []
     for first in range(0, len(prompts), batch_size):
         rows = slice(first, first + batch_size)
-        c = {name: t[rows].to(pipeline._execution_device) for name, t in conditioning.items()}
-        noise = sample_noise(shape, seeds[rows], device=pipeline._execution_device)
-        if hypernetwork is not None:
-            with torch.no_grad():
-                change = predict_change(hypernetwork, family.network(pipeline), noise, c)
-                noise = modulate(noise, change.delta)
-        start, result = _search(pipeline, rewards, config, prompts[rows], noise, c)
-        starts.append(start)
+        with progress_bar(total=config.iterations, desc="searching", unit="iteration") as bar:
+
+            def on_step(step: int, images: Tensor, scores: Tensor, bar: Any = bar) -> None:
+                starts.append(images.cpu()) if step == 0 else bar.update()
+                bar.set_postfix_str(f"reward {scores.mean():.3f}")
+
+            result = search_noise(
+                pipeline,
+                rewards,
+                prompts[rows],
+                {name: tensor[rows] for name, tensor in conditioning.items()},
+                seeds=seeds[rows],
+                size=(height, width),
+                config=config,
+                hypernetwork=hypernetwork,
+                on_step=on_step,
+            )
         results.append(result)
     return _write(out, prompts, list(seeds), torch.cat(starts), results, rewards)
-
-
-def _search(
-    pipeline: Any,
-    rewards: Ensemble,
-    config: RenoConfig,
-    prompts: list[str],
-    noise: Tensor,
-    conditioning: Conditioning,
-) -> tuple[Tensor, RenoResult]:
-    """The images of the noise itself, (B, 3, H, W), and what was found from there."""
-    family = family_of_pipeline(pipeline)
-    first: list[Tensor] = []
-
-    def generate(x: Tensor) -> Tensor:
-        return family.decode(pipeline, family.denoise(pipeline, x, conditioning, 1))
-
-    with progress_bar(total=config.iterations, desc="searching", unit="iteration") as bar:
-
-        def on_step(step: int, images: Tensor, scores: Tensor) -> None:
-            first.append(images) if step == 0 else bar.update()
-            bar.set_postfix_str(f"reward {scores.mean():.3f}")
-
-        def score(images: Tensor) -> Tensor:
-            return rewards.score(images, prompts)
-
-        result = optimise_noise(noise, generate, score, config, on_step)
-    return first[0].cpu(), result
 
 
 def _write(

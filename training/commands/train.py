@@ -32,7 +32,7 @@ from ..arguments import to_toml
 from ..checkpoints import Checkpoints, damaged
 from ..config import TrainingConfig
 from ..locking import lock
-from ..parts import Parts, prepare
+from ..parts import TrainingParts, prepare_training
 from ..processes import expect_answers
 from ..progress import progress_bar
 from ..tracking import FILE as METRICS
@@ -94,7 +94,7 @@ def start(config: TrainingConfig, *, resume: bool = False) -> Run:
             f"{config.save_dir} already contains a run: add --resume to continue it, or choose "
             f"another --save_dir"
         )
-    return Run(config, prepare(config))
+    return Run(config, prepare_training(config))
 
 
 def _was_begun(config: TrainingConfig) -> bool:
@@ -113,14 +113,14 @@ class Run:
     """A training run and its folder; it continues from the newest checkpoint there.
 
     Args:
-        parts: from `prepare`.
+        parts: from `prepare_training`.
 
     Raises:
         OSError: the folder cannot be written.
         ValueError: the checkpoint is of other settings or prompts, or another process trains there.
     """
 
-    def __init__(self, config: TrainingConfig, parts: Parts) -> None:
+    def __init__(self, config: TrainingConfig, parts: TrainingParts) -> None:
         self.config, self.parts, self.folder = config, parts, config.save_dir
         self.is_main = parts.accelerator.is_main_process
         refusal = (
@@ -430,7 +430,7 @@ def _in_words(steps: int, max_seconds: float | None) -> str:
     return f"{steps} updates" + (f" or {max_seconds:g} seconds" if max_seconds else "")
 
 
-def _fingerprint(config: TrainingConfig, parts: Parts) -> dict[str, Any]:
+def _fingerprint(config: TrainingConfig, parts: TrainingParts) -> dict[str, Any]:
     """What must be unchanged for a run to resume as if it had not stopped."""
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE_ON_RESUME}
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}

@@ -1,1 +1,1 @@
-"""Evaluation: methods side by side on the same captions and noises, and the report of it."""
+"""`hypernoise evaluate`: methods compared on the same prompts and noises, and their report."""

@@ -1,4 +1,4 @@
-"""The adapters of an evaluation, each read once."""
+"""The adapters of an evaluation, each loaded once."""
 
 from __future__ import annotations
 
@@ -15,78 +15,78 @@ from ...hypernoise_core.adapter import (
 )
 from ...hypernoise_core.file_identity import sha256_of
 from ...hypernoise_core.generator_lora import GeneratorLora
-from .catalogue import FINETUNE, OURS, Entry, Ingredients, get_entry
+from .method_table import FINETUNE, OURS, MethodInfo, MethodInputs, get_method
 from .settings import EvaluationConfig
 
 ABLATION = "ablation/"
-"""What the names of the ablation's cells start with."""
+"""Prefix of the method name in the ablation's jobs."""
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """What methods need from files, and digests of these."""
+    """What methods need from files, and digests of the files."""
 
-    ingredients: dict[str, list[Ingredients]]
-    """Of `adapter`, `lora` and the methods of the ablation."""
+    inputs: dict[str, list[MethodInputs]]
+    """By need (`adapter`, `lora`) or method of the ablation; one for each run."""
     digests: dict[str, list[str]]
 
     @classmethod
     def load(cls, config: EvaluationConfig) -> Adapters:
-        """Reads all files, on the CPU.
+        """Loads all files, on the CPU.
 
         Raises:
-            AdapterError: a file is missing or is not what it is given for.
+            AdapterError: a file is missing or is not the kind of adapter it is given as.
         """
         files = {"adapter": config.adapters, "lora": config.lora}
-        ingredients = {
-            "adapter": [Ingredients(hypernetwork=load_adapter(path)) for path in config.adapters],
-            "lora": [Ingredients(lora=load_generator_lora(path)) for path in config.lora],
+        inputs = {
+            "adapter": [MethodInputs(hypernetwork=load_adapter(path)) for path in config.adapters],
+            "lora": [MethodInputs(lora=load_generator_lora(path)) for path in config.lora],
         }
         for name, path in config.ablations.items():
-            files[ABLATION + name], ingredients[ABLATION + name] = (path,), [_load(path)]
-        return cls(ingredients, {name: list(map(_digest, paths)) for name, paths in files.items()})
+            files[ABLATION + name], inputs[ABLATION + name] = (path,), [_load(path)]
+        return cls(inputs, {name: list(map(_digest, paths)) for name, paths in files.items()})
 
-    def entry(self, method: str) -> Entry:
-        """The facts of a method; one of the ablation is like HyperNoise or like the fine-tune.
+    def info(self, method: str) -> MethodInfo:
+        """Facts about a method; one of the ablation is treated as HyperNoise or as the fine-tune.
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: no method has that name.
         """
-        if method not in self.ingredients:
-            return get_entry(method)
-        return get_entry(OURS if self.get(method, 0).lora is None else FINETUNE)
+        if method not in self.inputs:
+            return get_method(method)
+        return get_method(OURS if self.get(method, 0).lora is None else FINETUNE)
 
     def runs(self, method: str) -> int:
-        """How many adapters a method is run with, one after another; 1 where it needs none."""
-        return len(self.ingredients.get(_key(method), [None]))
+        """How many adapters a method is run with, one after another; 1 if it needs none."""
+        return len(self.inputs.get(_key(method), [None]))
 
-    def get(self, method: str, run: int) -> Ingredients:
+    def get(self, method: str, run: int) -> MethodInputs:
         """What a method needs from files."""
-        found = self.ingredients.get(_key(method))
-        return Ingredients() if found is None else found[run]
+        found = self.inputs.get(_key(method))
+        return MethodInputs() if found is None else found[run]
 
     def digest(self, method: str, run: int) -> str | None:
-        """Of the file that a method needs; None where it needs none."""
+        """Of the file that a method needs; None if it needs none."""
         found = self.digests.get(_key(method))
         return None if found is None else found[run]
 
     def to(self, device: torch.device) -> Adapters:
-        """The same, with all weights on a device."""
-        for ingredients in self.ingredients.values():
-            for each in ingredients:
+        """Moves all weights to a device; returns itself."""
+        for inputs in self.inputs.values():
+            for each in inputs:
                 (each.lora or each.hypernetwork).to(device).requires_grad_(False)
         return self
 
 
-def _load(path: Path) -> Ingredients:
-    """Of a file of either kind."""
+def _load(path: Path) -> MethodInputs:
+    """From a file of either kind."""
     loaded = open_adapter(path)
     is_lora = isinstance(loaded, GeneratorLora)
-    return Ingredients(lora=loaded) if is_lora else Ingredients(hypernetwork=loaded)
+    return MethodInputs(lora=loaded) if is_lora else MethodInputs(hypernetwork=loaded)
 
 
 def _key(method: str) -> str | None:
-    return method if method.startswith(ABLATION) else get_entry(method).needs
+    return method if method.startswith(ABLATION) else get_method(method).needs
 
 
 def _digest(path: Path) -> str:

@@ -14,25 +14,20 @@ from torch import Tensor, nn
 from ...hypernoise_core.families import Conditioning, Family, family_of_pipeline
 from ...hypernoise_core.generate import Generated, generate
 from ...hypernoise_core.generator_lora import GeneratorLora
-from ...hypernoise_core.hypernetwork import (
-    NoiseHypernetwork,
-    draw_noise,
-    modulate,
-    noise_penalty,
-    predict_change,
-    seed_generators,
-)
-from ...hypernoise_core.reno import RenoConfig, optimise_noise
+from ...hypernoise_core.hypernetwork import NoiseHypernetwork, noise_penalty
+from ...hypernoise_core.reno import RenoConfig
 from ...hypernoise_core.rewards import Ensemble, score_in_batches
+from ..reno_search import search_noise
 
 _CANDIDATE_STRIDE = 1_000_003  # between the seeds of one image's candidates
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is generated: one image for each prompt, from the noise of its seed.
+    """What to generate: one image of each prompt, from the noise of its seed.
 
-    `conditioning` holds the encoded prompts, first dimension N; encoding is in no method's time.
+    `conditioning` holds the encoded prompts, first dimension N; no method's time
+    includes the encoding.
     `rewards` may be None for methods that do not look at rewards.
     """
 
@@ -94,30 +89,30 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Made:
-    """Images (N, 3, H, W) in [0, 1] on the CPU; mean f^2 of each noise (N,) where there is an f."""
+class Samples:
+    """Images (N, 3, H, W) in [0, 1] on the CPU; mean f^2 of each noise (N,) if there is an f."""
 
     images: Tensor
     f_squared: Tensor | None = None
 
 
-Method = Callable[[Task], Made]
+Method = Callable[[Task], Samples]
 
 
 # The methods
 
 
-def base(task: Task) -> Made:
+def base(task: Task) -> Samples:
     """The generator as it is."""
-    return Made(task.generate().images)
+    return Samples(task.generate().images)
 
 
 def hypernoise(hypernetwork: NoiseHypernetwork) -> Method:
     """The generator on noise that the hypernetwork modulated."""
 
-    def make(task: Task) -> Made:
+    def make(task: Task) -> Samples:
         made = task.generate(hypernetwork)
-        return Made(made.images, noise_penalty(made.output))
+        return Samples(made.images, noise_penalty(made.output))
 
     return make
 
@@ -125,17 +120,17 @@ def hypernoise(hypernetwork: NoiseHypernetwork) -> Method:
 def finetune(lora: GeneratorLora) -> Method:
     """The generator with a LoRA that was trained on the rewards directly."""
 
-    def make(task: Task) -> Made:
+    def make(task: Task) -> Samples:
         with lora.attached(task.network):
-            return Made(task.generate().images)
+            return Samples(task.generate().images)
 
     return make
 
 
 def best_of(candidates: int) -> Method:
-    """Of `candidates` images the one that the reward likes best; the first is the base's."""
+    """The image with the highest reward among `candidates`, the first of which is base's."""
 
-    def make(task: Task) -> Made:
+    def make(task: Task) -> Samples:
         best, best_reward = torch.empty(0), torch.empty(0)
         for candidate in range(candidates):
             seeds = [seed + candidate * _CANDIDATE_STRIDE for seed in task.seeds]
@@ -147,7 +142,7 @@ def best_of(candidates: int) -> Method:
             better = reward > best_reward
             best = torch.where(better[:, None, None, None], images, best)
             best_reward = torch.where(better, reward, best_reward)
-        return Made(best)
+        return Samples(best)
 
     return make
 
@@ -156,8 +151,8 @@ def reno(iterations: int, hypernetwork: NoiseHypernetwork | None = None) -> Meth
     """ReNO with the paper's settings, from plain noise or from the hypernetwork's."""
     config = RenoConfig(iterations=iterations)
 
-    def make(task: Task) -> Made:
-        return Made(torch.cat([search(b, config, hypernetwork) for b in task.batches()]))
+    def make(task: Task) -> Samples:
+        return Samples(torch.cat([search(b, config, hypernetwork) for b in task.batches()]))
 
     return make
 
@@ -168,32 +163,22 @@ def search(
     hypernetwork: NoiseHypernetwork | None = None,
     on_step: Callable[[int, Tensor, Tensor], None] = lambda step, images, scores: None,
 ) -> Tensor:
-    """The best images (N, 3, H, W) that ReNO finds for one batch.
+    """The best images (N, 3, H, W) that ReNO finds for a task, as one batch.
 
     Args:
-        hypernetwork: whose noise the search starts from; None: plain noise.
-        on_step: as of `optimise_noise`.
+        hypernetwork, on_step: as of `search_noise`.
     """
-    family, pipeline, device = task.family, task.pipeline, task.pipeline._execution_device
-    shape = family.latent_shape(pipeline, *task.size)
-    conditioning = {name: tensor.to(device) for name, tensor in task.conditioning.items()}
-
-    def start() -> tuple[Tensor, list[torch.Generator]]:
-        """The seeds' noise, and generators from which the sampler draws what it draws for base."""
-        generators = seed_generators(task.seeds)
-        return draw_noise(shape, generators, device=device), generators
-
-    def images(x: Tensor) -> Tensor:
-        latents = family.denoise(pipeline, x, conditioning, task.steps, start()[1])
-        return family.decode(pipeline, latents)
-
-    noise, _ = start()
-    if hypernetwork is not None:
-        with torch.no_grad():
-            change = predict_change(hypernetwork, task.network, noise, conditioning)
-            noise = modulate(noise, change.delta)
-    result = optimise_noise(
-        noise, images, lambda made: task.rewards.score(made, task.prompts), config, on_step
+    result = search_noise(
+        task.pipeline,
+        task.rewards,
+        task.prompts,
+        task.conditioning,
+        seeds=task.seeds,
+        size=task.size,
+        config=config,
+        steps=task.steps,
+        hypernetwork=hypernetwork,
+        on_step=on_step,
     )
     return result.images.float().cpu()
 
@@ -201,28 +186,28 @@ def search(
 def prompt_optimisation(
     candidates: Mapping[str, Sequence[str]], encode: Callable[[Sequence[str]], Conditioning]
 ) -> Method:
-    """Of the images of several wordings the one that the reward likes best, given the prompt.
+    """The image with the highest reward, given the prompt, among those of several paraphrases.
 
-    All wordings start from the same noise.
+    All paraphrases start from the same noise.
 
     Args:
-        candidates: wordings of each prompt, the prompt itself among them.
-        encode: conditioning of wordings, a row each.
+        candidates: paraphrases of each prompt, including the prompt itself.
+        encode: from paraphrases to their conditioning, one row each.
     """
 
-    def make(task: Task) -> Made:
-        wordings = [candidates[prompt] for prompt in task.prompts]
-        counts = [len(texts) for texts in wordings]
+    def make(task: Task) -> Samples:
+        paraphrases = [candidates[prompt] for prompt in task.prompts]
+        counts = [len(texts) for texts in paraphrases]
         copies = replace(
             task,
             prompts=_repeated(task.prompts, counts),
             seeds=_repeated(task.seeds, counts),
-            conditioning=encode([text for texts in wordings for text in texts]),
+            conditioning=encode([text for texts in paraphrases for text in texts]),
         )
         images = copies.generate().images
         rewards = copies.score(images)
         groups = zip(images.split(counts), rewards.split(counts), strict=True)
-        return Made(torch.stack([images[rewards.argmax()] for images, rewards in groups]))
+        return Samples(torch.stack([images[rewards.argmax()] for images, rewards in groups]))
 
     return make
 
@@ -236,7 +221,7 @@ def _repeated(items: Sequence[Any], counts: Sequence[int]) -> list[Any]:
 
 @dataclass
 class Passes:
-    """Images that passed the generator's network, forwards and backwards."""
+    """Images that passed through the generator's network, forward and backward."""
 
     forward: int = 0
     backward: int = 0
@@ -247,7 +232,7 @@ class Passes:
 
 @contextmanager
 def count_passes(network: nn.Module) -> Iterator[Passes]:
-    """Counts each image that passes the network, as the generator or as the hypernetwork."""
+    """Counts each image that passes through the network, as generator or as hypernetwork."""
     passes = Passes()
 
     def after(module: nn.Module, arguments: tuple, output: tuple[Tensor, ...]) -> None:
@@ -264,7 +249,7 @@ def count_passes(network: nn.Module) -> Iterator[Passes]:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method made of N prompts, and at which cost."""
+    """The images of a method for N prompts, and their cost."""
 
     images: Tensor
     """(N, 3, H, W) in [0, 1]."""
@@ -273,9 +258,9 @@ class MethodResult:
     reward: Tensor
     """Their weighted sum, (N,)."""
     f_squared: Tensor | None
-    """Mean f^2 of an element of the noise, (N,), where there is an f."""
+    """Mean f^2 of an element of the noise, (N,); None without an f."""
     seconds_per_image: float
-    """Wall-clock time, without encoding prompts and without the scores above."""
+    """Wall-clock time, excluding the encoding of prompts and the scores above."""
     forward_passes: float
     """Of the network, per image."""
     backward_passes: float
@@ -283,9 +268,9 @@ class MethodResult:
 
 
 def measure(task: Task, method: Method) -> MethodResult:
-    """Runs a method, and takes its time, its passes and its images' scores.
+    """Runs a method and measures its time, its passes and the scores of its images.
 
-    Run something before it, so that the first method does not pay for what happens only once.
+    Warm up first, so that the first method does not pay for one-time costs.
     """
     with count_passes(task.network) as passes:
         start = time.perf_counter()

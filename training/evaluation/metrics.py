@@ -1,7 +1,7 @@
-"""What images are worth: means with confidence intervals, gains over base, diversity.
+"""How images are measured: means with confidence intervals, gains over base, diversity.
 
-Images of one prompt are not independent, so that intervals are bootstrapped over prompts: all
-images of a prompt are drawn together.
+Images of one prompt are not independent, so intervals are bootstrapped over prompts: all images of
+a prompt are drawn together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...hypernoise_core.rewards.clip import ClipEncoder
 from ...hypernoise_core.rewards.images import ImageBatch
 
 SMALL = 16
-"""Side in pixels of the copies that images are compared by."""
+"""Side in pixels of the downscaled copies that `pixel_diversity` compares."""
 
 _RESAMPLES = 4000
 _TAILS = (2.5, 97.5)  # percentiles that 95% lie between
@@ -29,7 +29,7 @@ _TAILS = (2.5, 97.5)  # percentiles that 95% lie between
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and its 95% confidence interval, which is NaN where it is unknown."""
+    """A mean and its 95% confidence interval, NaN if unknown."""
 
     value: float
     low: float
@@ -44,15 +44,15 @@ def mean(
     Args:
         values: N numbers.
         groups: the group of each, such as its prompt.
-        strata: the stratum of each, such as its category, the same for all of a group; None: all
-            are in one.
+        strata: the stratum of each, such as its category, the same for all of a group; None: one
+            stratum.
 
     Raises:
-        ValueError: there is no value, or the numbers of values and groups differ.
+        ValueError: there are no values, or not as many groups as values.
     """
     if not len(values) or len(values) != len(groups):
         raise ValueError(
-            f"a mean takes values and a group for each, got {len(values)} values and "
+            f"a mean needs at least one value and a group for each, got {len(values)} values and "
             f"{len(groups)} groups"
         )
     strata = [""] * len(values) if strata is None else strata
@@ -80,14 +80,14 @@ def _resampled_means(part: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def share_recovered(base: float, ours: float, best: float) -> float | None:
-    """(ours - base) / (best - base); None where the best gains nothing."""
+    """(ours - base) / (best - base); None if the best gains nothing."""
     return (ours - base) / (best - base) if best > base else None
 
 
 def best_of_kl(candidates: int) -> float:
     """KL of the best of N draws from the draws' own distribution, log N - (N - 1) / N, in nats.
 
-    Exact where no two draws have the same reward (arXiv 2401.01879 bounds the other cases).
+    Exact if no two draws have the same reward (arXiv 2401.01879 bounds the other cases).
     """
     return math.log(candidates) - (candidates - 1) / candidates
 
@@ -113,8 +113,8 @@ def small_copies(images: Tensor) -> Tensor:
 def diversity(features: Tensor) -> float | None:
     """Mean cosine distance, in [0, 2], of two images of one prompt.
 
-    In the features of the reward that is trained on it falls wherever the reward rises, because the
-    reward is the cosine of such a feature with the prompt's: look at `pixel_diversity` as well.
+    In the features of the reward that is trained on, it falls whenever the reward rises, because
+    the reward is the cosine of such a feature with the prompt's: see `pixel_diversity` as well.
 
     Args:
         features: unit vectors (S, N, D) of S images of each of N prompts.

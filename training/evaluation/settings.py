@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from ...hypernoise_core.rewards import parse_weights
-from ..config import TrainingConfig
 from ..pipelines import EMBEDDED, EMBEDDED_ADAPTER, default_rewards
 from ..values import Place, expand_home
-from .catalogue import BASE, METHODS, get_entry
+from .method_table import BASE, METHODS, get_method
 
 _TABLE_STEPS = (1, 2, 4, 8, 16, 32)
 _ABLATION = re.compile(r"[\w.-]+=.+")
@@ -22,7 +21,7 @@ class EvaluationConfig:
     """Settings of `hypernoise evaluate`.
 
     Raises:
-        ValueError: a value is out of its range, or a method lacks what it needs.
+        ValueError: a value is out of range, or a method lacks what it needs.
     """
 
     model: Place = "tiny-sprint"
@@ -88,27 +87,30 @@ class EvaluationConfig:
     """Folder of the report; an evaluation that was cut off goes on there."""
 
     def __post_init__(self) -> None:
-        counts = ["seeds", "per_category", "batch_size", "max_prompts", "search_prompts"]
-        for name in [*counts, "multi_step_search_prompts"]:
+        counts = ["seeds", "per_category", "batch_size", "image_size", "max_prompts"]
+        for name in [*counts, "search_prompts", "multi_step_search_prompts"]:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if self.kl_noises < 0:
             raise ValueError(f"kl_noises must not be negative, not {self.kl_noises}")
         if any(count < 1 for count in (*self.steps, *self.slow_steps)):
-            raise ValueError(f"steps start at 1, got {self.steps} and slow_steps {self.slow_steps}")
+            raise ValueError(
+                f"steps must be at least 1, got {self.steps} and slow_steps {self.slow_steps}"
+            )
+        _ = self.weights  # raises for rewards that cannot be used
         for name in self.methods:
             self._check_method(name)
         for text in self.ablation:
             if not _ABLATION.fullmatch(text):
-                raise ValueError(f"ablation takes NAME=FILE, such as rank_8=FILE, not {text!r}")
+                raise ValueError(f"ablation must be NAME=FILE, such as rank_8=FILE, not {text!r}")
         if self.layout and self.data_dir is None:
             raise ValueError(f"layout {self.layout} needs --data_dir, the benchmark's checkout")
         if not self.adapters and self.model not in EMBEDDED and not self.methods:
-            raise ValueError(f"which hypernetwork for {self.model}? Give --adapter FILE")
+            raise ValueError(f"{self.model} has no default hypernetwork: give --adapter FILE")
 
     def _check_method(self, name: str) -> None:
-        needs = get_entry(name).needs
+        needs = get_method(name).needs
         if needs == "adapter" and not self.adapters:
             raise ValueError(f"method {name} needs a hypernetwork: give --adapter FILE")
         if needs == "lora" and not self.lora:
@@ -116,7 +118,7 @@ class EvaluationConfig:
 
     @property
     def adapters(self) -> tuple[Path, ...]:
-        """The hypernetworks, the embedded one where none is given for tiny-sprint."""
+        """The hypernetworks; by default the embedded one for tiny-sprint."""
         return self.adapter or ((EMBEDDED_ADAPTER,) if self.model in EMBEDDED else ())
 
     @property
@@ -130,6 +132,14 @@ class EvaluationConfig:
         return self.steps or ((1,) if self.layout else _TABLE_STEPS)
 
     @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each reward by name."""
+        weights = parse_weights(self.reward_text)
+        if zero := [name for name, weight in weights.items() if not weight]:
+            raise ValueError(f"the weight of {zero[0]} must not be 0; leave the reward out instead")
+        return weights
+
+    @property
     def reward_text(self) -> str:
         return self.rewards or default_rewards(self.model)
 
@@ -137,36 +147,23 @@ class EvaluationConfig:
     def dtype(self) -> Literal["float32", "bfloat16"]:
         return self.precision or ("float32" if self.model in EMBEDDED else "bfloat16")
 
-    def training_config(self, task: str) -> TrainingConfig:
-        """The settings of a training run on the prompts of a task, for what prepares such runs."""
-        return TrainingConfig(
-            model=self.model,
-            task=task,
-            rewards=parse_weights(self.reward_text),
-            rewards_folder=self.rewards_folder,
-            cache_dir=self.cache_dir,
-            image_size=self.image_size,
-            precision=self.dtype,
-            batch_size=self.batch_size,
-        )
-
-    def chosen_methods(self, *, wordings: bool) -> tuple[str, ...]:
-        """What is compared, in the order of the table; base always is.
+    def chosen_methods(self, *, paraphrases: bool) -> tuple[str, ...]:
+        """The methods to compare, in the order of the table; base is always included.
 
         Args:
-            wordings: whether other wordings of the prompts can be had.
+            paraphrases: whether paraphrases of the prompts are available.
 
         Raises:
-            ValueError: prompt_optimisation is asked for without.
+            ValueError: prompt_optimisation is requested without paraphrases.
         """
         there = {None}
         there |= {"adapter"} if self.adapters else set()
         there |= {"lora"} if self.lora else set()
-        there |= {"wordings"} if wordings else set()
+        there |= {"paraphrases"} if paraphrases else set()
         if self.methods:
-            if "prompt_optimisation" in self.methods and not wordings:
+            if "prompt_optimisation" in self.methods and not paraphrases:
                 raise ValueError(
-                    "method prompt_optimisation needs other wordings of the prompts: give "
+                    "method prompt_optimisation needs paraphrases of the prompts: give "
                     "--prompt_command COMMAND"
                 )
             compared = {*self.methods} | (set() if self.layout else {BASE})

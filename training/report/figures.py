@@ -34,7 +34,7 @@ class GainPoint(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point of a path, with the text beside it."""
+    """A point of a path, with its label."""
 
     label: str
     x: float
@@ -58,13 +58,13 @@ def side_by_side(
     *,
     dpi: int = 110,
 ) -> None:
-    """Writes a grid: a column for each of the first 100 prompts, a row for each method.
+    """Writes a grid: one column for each of the first 100 prompts, one row for each method.
 
     Args:
         path: of a .png or .jpg.
         rows: images (N, 3, H, W) in [0, 1] by method name, one for each prompt.
-        marks: by method, whether each image is right; its frame is green or red then.
-        dpi: an image is about 1.3 times as many pixels wide.
+        marks: by method, whether each image is correct; frames are green or red accordingly.
+        dpi: an image is about 1.3 times this many pixels wide.
     """
     shown = prompts[:_MOST_COLUMNS]
     columns = len(shown)
@@ -81,7 +81,7 @@ def side_by_side(
     for axis, prompt in zip(axes[0], shown, strict=True):
         axis.set_title(_wrapped(prompt), fontsize=7, parse_math=False)
     with warnings.catch_warnings():
-        # The font shows boxes for letters that it lacks; a warning for each would bury the rest.
+        # The font shows boxes for missing glyphs; a warning for each would bury the others.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.tight_layout(pad=0.6)
         _save(figure, path)
@@ -108,10 +108,10 @@ def training_curves(path: Path, history: Mapping[str, Sequence[float]]) -> None:
 
 
 def curves(history: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Curves, raw and smoothed, of values by step, by title; a title says how many are no number.
+    """Curves, raw and smoothed, of values by step, by title, which counts values that are NaN.
 
     Raises:
-        ValueError: there is no curve.
+        ValueError: there is nothing to plot.
     """
     figure, axes = _grid(len(history))
     for axis, (name, points) in zip(axes, history.items(), strict=True):
@@ -120,7 +120,7 @@ def curves(history: Mapping[str, Mapping[int, float]]) -> Figure:
         axis.plot(list(points), values, color=_LIGHT_BLUE, linewidth=0.8, marker=marker)
         axis.plot(list(points), _smooth(values), color=_BLUE, linewidth=1.8)
         missing = sum(map(math.isnan, values))
-        _title(axis, f"{name} ({missing} no number)" if missing else name)
+        _title(axis, f"{name} ({missing} NaN)" if missing else name)
     figure.tight_layout()
     return figure
 
@@ -129,7 +129,7 @@ def gain_curves(gains: Mapping[str, Sequence[GainPoint]]) -> Figure:
     """Gains over the base, which is the line at 0, with their confidence bands, by title.
 
     Raises:
-        ValueError: there is no curve.
+        ValueError: there is nothing to plot.
     """
     figure, axes = _grid(len(gains))
     for axis, (name, points) in zip(axes, gains.items(), strict=True):
@@ -143,7 +143,7 @@ def gain_curves(gains: Mapping[str, Sequence[GainPoint]]) -> Figure:
 def two_gains(
     first: tuple[str, Sequence[GainPoint]], second: tuple[str, Sequence[GainPoint]]
 ) -> Figure:
-    """Two gains in one picture, each with a scale of its own; the base is at the same height."""
+    """Two gains in one picture with separate scales, whose zeros are at the same height."""
     figure = Figure(figsize=(9, 3.6), dpi=110)
     left = figure.subplots()
     right = left.twinx()
@@ -160,10 +160,10 @@ def two_gains(
 
 
 def gains_by_steps(panels: Mapping[str, Mapping[str, Sequence[GainPoint]]]) -> Figure:
-    """Gains over the base at numbers of generator steps, by method, a plot for each title.
+    """Gains over the base by number of generator steps and method, one plot for each title.
 
     Raises:
-        ValueError: there is no plot.
+        ValueError: there is nothing to plot.
     """
     figure, axes = _grid(len(panels))
     for axis, (title, methods) in zip(axes, panels.items(), strict=True):
@@ -186,7 +186,7 @@ def paths(
     """Labelled points joined by lines, by name, a plot for each title.
 
     Raises:
-        ValueError: there is no plot.
+        ValueError: there is nothing to plot.
     """
     figure, axes = _grid(len(panels))
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
@@ -203,7 +203,7 @@ def paths(
 
 
 def _with_legend_below(figure: Figure, axis: Axes) -> Figure:
-    """The figure with one legend for all of its plots, which have the same lines."""
+    """The figure with one legend for all of its plots, which share their lines."""
     handles, labels = axis.get_legend_handles_labels()
     labels = list(map(printable, labels))
     legend = figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
@@ -221,7 +221,7 @@ def _draw_gain(axis: Axes, points: Sequence[GainPoint], color: str) -> None:
 
 
 def _align_zeros(axes: Sequence[tuple[Axes, Sequence[GainPoint]]]) -> None:
-    """Gives the scales limits that hold all points and have 0 at the same height."""
+    """Sets limits that include all points and put 0 at the same height."""
     extents = []
     for _, points in axes:
         ends = [0.0, *filter(math.isfinite, (end for p in points for end in p[1:]))]
@@ -236,7 +236,7 @@ def _align_zeros(axes: Sequence[tuple[Axes, Sequence[GainPoint]]]) -> None:
 def _grid(count: int) -> tuple[Figure, list[Axes]]:
     """A figure with that many plots over steps."""
     if not count:
-        raise ValueError("there is no curve to draw")
+        raise ValueError("there is nothing to plot")
     columns = min(count, _COLUMNS)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(9, (3.2 if columns < _COLUMNS else 2.4) * rows), dpi=110)
@@ -250,7 +250,7 @@ def _grid(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _smooth(values: Iterable[float]) -> list[float]:
-    """The running mean; where a value is NaN it stays where it was."""
+    """The running mean, which skips NaN."""
     smoothed, total, weight = [], 0.0, 0.0
     for value in values:
         if not math.isnan(value):
@@ -261,7 +261,7 @@ def _smooth(values: Iterable[float]) -> list[float]:
 
 
 def as_png(figure: Figure) -> bytes:
-    """The figure as a file of its own."""
+    """The figure as the content of a .png file."""
     figure.savefig(content := io.BytesIO(), format="png")
     return content.getvalue()
 

@@ -36,7 +36,7 @@ class Objects:
     count: int = 1
 
     def __str__(self) -> str:
-        """The words as they stand in a caption, without an article."""
+        """The words of a caption, without an article."""
         noun = self.shape if self.count == 1 else self.shape + "s"
         return noun if self.color is None else f"{self.color} {noun}"
 
@@ -126,12 +126,12 @@ def parse_caption(text: str) -> Caption:
     """The caption with this text (case and surrounding space do not matter).
 
     Raises:
-        ValueError: the text is no caption of the tiny world.
+        ValueError: the text is not a caption of the tiny world.
     """
     caption = _by_text().get(" ".join(text.lower().split()))
     if caption is None:
         raise ValueError(
-            f"{text!r} is no caption of the tiny world; captions are like 'a red circle', "
+            f"{text!r} is not a caption of the tiny world; captions look like 'a red circle', "
             "'three green triangles', 'a blue square and a white circle' or "
             f"'a red circle left of a blue square' (colours {', '.join(COLORS)}; shapes "
             f"{', '.join(SHAPES)}; relations {', '.join(RELATIONS)})"

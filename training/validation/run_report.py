@@ -58,39 +58,39 @@ def write_run_report(folder: Path, title: str, summary: list[str]) -> Path:
     rows = read(folder)
     training = [row for row in rows if row["kind"] == "train"]
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
-    parts = [page.paragraph(text) for text in summary]
+    parts: list[page.Part] = [page.Paragraph(text) for text in summary]
     if evaluations:
         parts += _evaluation_parts(evaluations)
         for row in dict.fromkeys((len(evaluations) - 1, 0)):  # the last and the first
             parts += _picture_parts(folder, evaluations[row]["step"])
     if curves := _curves(training):
-        parts.append(page.picture("Training", figures.as_png(figures.curves(curves))))
+        parts.append(page.Picture("Training", figures.as_png(figures.curves(curves))))
     file = folder / PAGE
     page.write_page(file, title, parts)
     return file
 
 
-def _evaluation_parts(evaluations: Rows) -> list[str]:
+def _evaluation_parts(evaluations: Rows) -> list[page.Part]:
     last = evaluations[-1]
     scores = [name.removesuffix(_GAIN) for name in last if name.endswith(_GAIN)]
     parts = [
         *_warnings(evaluations, scores),
-        page.heading(f"Held-out prompts after {last['step']} updates"),
+        page.Heading(f"Held-out prompts after {last['step']} updates"),
         _table(last, scores),
     ]
     if more := _more(last):
-        parts.append(page.paragraph(more))
+        parts.append(page.Paragraph(more))
     gains = {_label(name): _gain_points(evaluations, name) for name in scores}
     for name in _watched(scores):
         pair = [(_label(n), gains[_label(n)]) for n in (_TOTAL, name)]
         caption = f"Gain over the base: total (trained on) and {_label(name)}"
-        parts.append(page.picture(caption, figures.as_png(figures.two_gains(*pair))))
+        parts.append(page.Picture(caption, figures.as_png(figures.two_gains(*pair))))
     if gains:
         caption = "Gain over the base on held-out prompts, with 95% confidence"
-        parts.append(page.picture(caption, figures.as_png(figures.gain_curves(gains))))
+        parts.append(page.Picture(caption, figures.as_png(figures.gain_curves(gains))))
     if kl := _kl_curves(evaluations):
         caption = "How far the noise's distribution has moved"
-        parts.append(page.picture(caption, figures.as_png(figures.curves(kl))))
+        parts.append(page.Picture(caption, figures.as_png(figures.curves(kl))))
     return parts
 
 
@@ -107,13 +107,13 @@ def _watched(scores: Sequence[str]) -> list[str]:
     return [name for name in scores if name.startswith("watched/")]
 
 
-def _warnings(evaluations: Rows, scores: Sequence[str]) -> list[str]:
+def _warnings(evaluations: Rows, scores: Sequence[str]) -> list[page.Part]:
     names = [name.removeprefix("watched/") for name in _watched(scores)]
     found = [hacking_warning(evaluations, watched=name) for name in names]
-    return [page.paragraph(text, warning=True) for text in found if text]
+    return [page.Paragraph(text, warning=True) for text in found if text]
 
 
-def _table(row: Mapping[str, Any], scores: Sequence[str]) -> str:
+def _table(row: Mapping[str, Any], scores: Sequence[str]) -> page.Part:
     head = ["score", "base", "with adapter", "gain", "95% confidence", "wins"]
     lines = [
         [
@@ -126,7 +126,7 @@ def _table(row: Mapping[str, Any], scores: Sequence[str]) -> str:
         ]
         for name in scores
     ]
-    return page.table(head, lines, emphasised=_label(_TOTAL))
+    return page.Table(head, lines, emphasised=_label(_TOTAL))
 
 
 def _more(row: Mapping[str, Any]) -> str:
@@ -158,9 +158,9 @@ def _gain_points(evaluations: Rows, name: str) -> list[GainPoint]:
     ]
 
 
-def _picture_parts(folder: Path, step: int) -> list[str]:
+def _picture_parts(folder: Path, step: int) -> list[page.Part]:
     pictures = pictures_of(folder / FOLDER, step)
-    return [page.picture(f"{title}: after {step} updates", p) for title, p in pictures.items()]
+    return [page.Picture(f"{title}: after {step} updates", p) for title, p in pictures.items()]
 
 
 def _curves(training: Rows) -> dict[str, dict[int, float]]:

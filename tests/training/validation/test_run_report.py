@@ -70,7 +70,7 @@ def test_a_run_s_page_holds_curves_table_pictures_and_warning_and_needs_no_netwo
     assert "://" not in page
     assert "A &lt;run&gt; &amp; more" in page
     assert "What was &lt;trained&gt;." in page
-    assert page.count("class=warning") == 1
+    assert page.count('class="warning"') == 1
     assert "stop at step 20, where clip was best" in page
     assert "<td>total</td>" in page
     assert "<td>clip (not trained on)</td>" in page
@@ -89,7 +89,7 @@ def test_a_run_s_page_holds_curves_table_pictures_and_warning_and_needs_no_netwo
 def test_a_run_that_goes_well_has_no_warning(log, tmp_path):
     write_evaluation(tmp_path, log, 10, evaluation(1.0, 0.5))
     page = page_of(tmp_path)
-    assert "class=warning" not in page
+    assert 'class="warning"' not in page
     assert "Same prompt, same noise: after 10 updates" in page
     assert page.count("Same prompt, same noise: after") == 2  # the heading and the picture's text
 
@@ -180,7 +180,7 @@ def test_the_estimate_of_the_kl_has_its_curves(log, tmp_path):
         kl = {"kl/l2": step, "kl/total": 2 * step, "kl/remainder_share": 0.5, "kl/lipschitz": 1.5}
         log.write(step, evaluation(1.0, 0.0).metrics() | kl, kind="evaluation")
     with_kl = page_of(tmp_path)
-    assert "How far the noise&#x27;s distribution has moved" in pictures(with_kl)
+    assert "How far the noise&#39;s distribution has moved" in pictures(with_kl)
     log.rewind(0)
     log.write(10, evaluation(1.0, 0.0).metrics(), kind="evaluation")
     assert len(pictures(page_of(tmp_path))) == len(pictures(with_kl)) - 1

@@ -1,4 +1,4 @@
-"""Other wordings of prompts, for prompt optimisation: from a command of the user, or by rule."""
+"""Paraphrases of prompts for prompt optimisation: from a command of the user, or by rule."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..values import expand_home
 
 
 def paraphrase(caption: str) -> list[str]:
-    """A caption of the tiny world under each prefix that captions have, as it stands first.
+    """A caption of the tiny world with each prefix that captions have; as given, it comes first.
 
     Raises:
-        ValueError: it is no caption of the tiny world.
+        ValueError: it is not a caption of the tiny world.
     """
     text = parse_caption(caption).text
     bare = next(text.removeprefix(p) for p in PREFIXES[::-1] if text.startswith(p))
@@ -24,37 +24,37 @@ def paraphrase(caption: str) -> list[str]:
 
 
 def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
-    """Wordings of each prompt from a command, such as a script that asks a language model.
+    """Paraphrases of each prompt from a command, such as a script that calls a language model.
 
     The command reads a line of JSON for each prompt, {"prompt": "..."}, and writes a line for each,
     in the same order: {"candidates": ["...", ...]}.
 
     Args:
-        command: with its arguments, as a shell splits them, and expands ~; no shell runs it.
+        command: with its arguments, split as by a shell, with ~ expanded; no shell runs it.
 
     Returns:
-        Wordings by prompt, the prompt itself first.
+        Paraphrases by prompt, the prompt itself first.
 
     Raises:
-        ValueError: the command fails, or answers something else; says what.
+        ValueError: the command fails, or its output has another form; says how.
     """
-    questions = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    requests = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
     try:
         result = subprocess.run(
             [expand_home(word) for word in shlex.split(command)],
-            input="\n".join(questions) + "\n",
+            input="\n".join(requests) + "\n",
             stdout=subprocess.PIPE,
             encoding="utf-8",
         )
     except OSError as error:
-        raise ValueError(f"the prompt command {command!r} does not start: {error}") from error
+        raise ValueError(f"the prompt command {command!r} cannot be started: {error}") from error
     if result.returncode:
-        raise ValueError(f"the prompt command {command!r} ended with code {result.returncode}")
+        raise ValueError(f"the prompt command {command!r} exited with code {result.returncode}")
     answers = [line for line in lines(result.stdout) if not is_blank(line)]
     if len(answers) != len(prompts):
         raise ValueError(
-            f"the prompt command {command!r} answered {len(answers)} lines to {len(prompts)} "
-            f"prompts; it has to write one line of JSON for each"
+            f"the prompt command {command!r} wrote {len(answers)} lines for {len(prompts)} "
+            f"prompts; it must write one line of JSON for each"
         )
     return {
         prompt: _with_itself(prompt, _candidates(command, number, line))
@@ -71,8 +71,8 @@ def _candidates(command: str, number: int, line: str) -> list[str]:
         isinstance(text, str) and text.strip() for text in candidates
     ):
         raise ValueError(
-            f"line {number} of what the prompt command {command!r} answered is not like "
-            f'{{"candidates": ["a text", "another"]}}: {line[:100]}'
+            f"line {number} of the output of the prompt command {command!r} must look like "
+            f'{{"candidates": ["a text", "another"]}}, not {line[:100]}'
         )
     return [text.strip() for text in candidates]
 

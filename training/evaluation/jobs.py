@@ -1,5 +1,7 @@
-"""The unit of an evaluation: one method at one number of steps from one seed, for all prompts or a
-part of them. It is written when it is done, and a rerun goes on with the others."""
+"""The unit of an evaluation: one method at one number of generator steps, for some prompts.
+
+A job of the suite writes its result when it is done; a rerun does only the jobs that are missing.
+"""
 
 from __future__ import annotations
 
@@ -19,39 +21,46 @@ from ...hypernoise_core.tensor_file import read_tensors
 from ...hypernoise_core.text_file import read_text
 
 FOLDER = "cells"
-"""In the evaluation's folder, where they lie."""
+"""Holds the results in the evaluation's folder; earlier versions, whose evaluations can be resumed,
+named it so."""
 FEATURES, COPIES, VIEWS, SHOWN = "features", "copies", "views", "shown"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What is to be done."""
+class Job:
+    """What to generate: an image of each prompt from each seed's noise."""
 
     method: str
     steps: int
     run: int
     """Which of several adapters, trained from different seeds."""
-    seed: int
-    """Which of a prompt's noises."""
+    seeds: tuple[int, ...]
+    """Which of a prompt's noises; a job of the suite has one."""
     part: int
     """Which part of the prompts."""
     prompts: tuple[int, ...]
     """Numbers of the prompts."""
     cost: int
-    """Forward passes, about."""
+    """Approximate number of forward passes."""
+
+    @property
+    def seed(self) -> int:
+        """The only seed."""
+        (seed,) = self.seeds
+        return seed
 
     def file(self, out: Path) -> Path:
-        """Where its numbers lie; its tensors lie beside them."""
+        """Where the suite stores the numbers; tensors are stored beside them."""
         folder = out / FOLDER / f"steps_{self.steps:02d}" / self.method
         return folder / f"run_{self.run}_seed_{self.seed}_part_{self.part}.json"
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """What came of it; lists have a number for each of the cell's prompts."""
+class JobResult:
+    """The numbers of a job; lists have one for each of its prompts."""
 
     identity: Mapping[str, Any]
-    """What decides the numbers: a result of another identity is not taken over."""
+    """What the numbers depend on: a result of another identity is not reused."""
     seconds_per_image: list[float]
     """Of each batch."""
     forward_passes: float
@@ -62,44 +71,44 @@ class CellResult:
     scores: dict[str, list[float]]
     """By reward."""
     correct: list[float] | None
-    """Whether the checker agrees; None where the prompts are no captions of the tiny world."""
+    """Whether the checker agrees; None if the prompts are not captions of the tiny world."""
     f_squared: list[float] | None
     """Mean f^2 of an element; None without an f."""
 
 
-def share_out(cells: Sequence[Cell], processes: int) -> list[list[Cell]]:
-    """The cells of each process, so that all have about as much to do.
+def distribute(jobs: Sequence[Job], processes: int) -> list[list[Job]]:
+    """The jobs of each process, so that all processes have about the same cost.
 
-    In a process they keep their order.
+    Within a process they keep their order.
     """
     loads, shares = [0] * processes, [[] for _ in range(processes)]
-    for cell in sorted(cells, key=lambda cell: -cell.cost):
+    for job in sorted(jobs, key=lambda job: -job.cost):
         least = loads.index(min(loads))
-        loads[least] += cell.cost
-        shares[least].append(cell)
-    place = {cell: i for i, cell in enumerate(cells)}
+        loads[least] += job.cost
+        shares[least].append(job)
+    place = {job: i for i, job in enumerate(jobs)}
     return [sorted(share, key=place.__getitem__) for share in shares]
 
 
-def write_cell(file: Path, result: CellResult, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a cell's tensors and then its numbers, which say that it is done."""
+def write_result(file: Path, result: JobResult, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a job's tensors, then its numbers, which mark it as done."""
     stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_atomically(file.with_suffix(".safetensors"), serialise(stored))
     write_atomically(file, (json.dumps(asdict(result)) + "\n").encode())
 
 
-def read_cell(file: Path, identity: Mapping[str, Any]) -> CellResult | None:
-    """What a cell's file holds; None where there is none.
+def read_result(file: Path, identity: Mapping[str, Any]) -> JobResult | None:
+    """The result of a job; None if there is none.
 
     Raises:
-        ValueError: it is damaged, or of another identity.
+        ValueError: the file is damaged, or the result has another identity.
     """
     if not file.is_file():
         return None
     try:
-        result = CellResult(**parse_object(read_text(file)))
+        result = JobResult(**parse_object(read_text(file)))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged; delete it, and it is made again: {error}") from error
+        raise ValueError(f"{file} is damaged; delete it to run the job again: {error}") from error
     changed = [name for name, value in identity.items() if result.identity.get(name) != value]
     if changed:
         differences = ", ".join(
@@ -108,17 +117,17 @@ def read_cell(file: Path, identity: Mapping[str, Any]) -> CellResult | None:
         )
         raise ValueError(
             f"{file} belongs to another evaluation: {differences}. Choose another --out, or delete "
-            f"that file"
+            f"the file"
         )
     return result
 
 
-def read_tensors_of(file: Path) -> dict[str, Tensor]:
-    """The tensors beside a cell's numbers.
+def read_job_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors stored beside a job's numbers.
 
-    `copies` (N, 3, SMALL, SMALL) of all images, `views` (N, 3, VIEW, VIEW) where LPIPS is measured,
-    `features` (N, D) where a reward has a CLIP, and `shown` (K, 3, H, W) of the images that are
-    kept. Images are in [0, 1].
+    `copies` (N, 3, SMALL, SMALL) of all images, `views` (N, 3, VIEW, VIEW) if LPIPS is measured,
+    `features` (N, D) if a reward has a CLIP, and `shown` (K, 3, H, W) of the images that the report
+    shows. Images are in [0, 1].
 
     Raises:
         TensorFileError: the file is missing or damaged.
@@ -128,5 +137,5 @@ def read_tensors_of(file: Path) -> dict[str, Tensor]:
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """Images in [0, 1] as they are stored."""
+    """Images in [0, 1] as uint8, as they are stored."""
     return (images * 255).round().to(torch.uint8)

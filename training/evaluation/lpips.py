@@ -1,4 +1,4 @@
-"""LPIPS (arXiv 1801.03924), a distance of images that is close to what people see."""
+"""LPIPS (arXiv 1801.03924), a perceptual distance between images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VIEW = 64
 
 
 class Lpips:
-    """LPIPS on AlexNet, whose weights must lie in torch's cache (see `weights_file`)."""
+    """LPIPS on AlexNet, whose weights must be in torch's cache (see `weights_file`)."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -24,7 +24,7 @@ class Lpips:
 
     @torch.no_grad()
     def diversity(self, views: Tensor, *, batch_size: int = 64) -> float | None:
-        """Mean distance of two images of one prompt; 0 for copies, rarely above 1.
+        """Mean distance between two images of one prompt; 0 for copies, rarely above 1.
 
         Args:
             views: (S, N, 3, VIEW, VIEW) in [0, 1], of S images of each of N prompts.
@@ -42,12 +42,12 @@ class Lpips:
 
 
 def load_lpips(device: torch.device | str = "cpu") -> Lpips | None:
-    """LPIPS, or None where AlexNet's weights are not in torch's cache: nothing is downloaded."""
+    """LPIPS, or None if AlexNet's weights are not in torch's cache; nothing is downloaded."""
     return Lpips(device) if weights_file().is_file() else None
 
 
 def weights_file() -> Path:
-    """Where torchvision looks for AlexNet's weights, and puts them when it is asked for them."""
+    """Where torchvision looks for AlexNet's weights, and where it downloads them to."""
     from torchvision.models import AlexNet_Weights
 
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.DEFAULT.url).name

@@ -15,46 +15,46 @@ BASE, OURS, RENO, FINETUNE = "base", "hypernoise", "reno_50", "finetune"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ingredients:
-    """What methods are made of; None: it is not there."""
+class MethodInputs:
+    """What methods are built from; None: not available."""
 
     hypernetwork: NoiseHypernetwork | None = None
     lora: GeneratorLora | None = None
-    wordings: Mapping[str, Sequence[str]] | None = None
+    paraphrases: Mapping[str, Sequence[str]] | None = None
     encode: Callable[[Sequence[str]], Conditioning] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class MethodInfo:
     """Facts about a method."""
 
     title: str
-    """How people call it."""
-    make: Callable[[Ingredients], Method]
+    """Its name in reports."""
+    make: Callable[[MethodInputs], Method]
     passes: int
-    """About how many forward passes a generator step of an image costs; a backward pass counts
-    as two. Work is shared out by it."""
+    """Approximate forward passes per generator step of an image; a backward pass counts as two.
+    Jobs are distributed by it."""
     once: int = 0
-    """Passes beside those of the steps."""
-    needs: Literal["adapter", "lora", "wordings"] | None = None
+    """Passes in addition to those of the steps."""
+    needs: Literal["adapter", "lora", "paraphrases"] | None = None
     searches: bool = False
-    """Whether it makes several images to choose from, and looks at the reward."""
+    """Whether it generates several images per prompt and chooses by the reward."""
     slow: bool = False
-    """Whether it is run at more than one step only where that is asked for."""
+    """Whether it only runs at `slow_steps`."""
     candidates: int | None = None
-    """Of best-of-N."""
+    """N of best-of-N."""
 
 
-METHODS: dict[str, Entry] = {
-    BASE: Entry(title="base", make=lambda _: base, passes=1),
-    OURS: Entry(
+METHODS: dict[str, MethodInfo] = {
+    BASE: MethodInfo(title="base", make=lambda _: base, passes=1),
+    OURS: MethodInfo(
         title="+ HyperNoise",
         make=lambda of: hypernoise(of.hypernetwork),
         passes=1,
         once=1,
         needs="adapter",
     ),
-    "hypernoise_reno5": Entry(
+    "hypernoise_reno5": MethodInfo(
         title="+ HyperNoise + ReNO (5)",
         make=lambda of: reno(5, of.hypernetwork),
         passes=16,
@@ -62,10 +62,10 @@ METHODS: dict[str, Entry] = {
         needs="adapter",
         searches=True,
     ),
-    "best_of_8": Entry(
+    "best_of_8": MethodInfo(
         title="best of 8", make=lambda _: best_of(8), passes=8, searches=True, candidates=8
     ),
-    "best_of_50": Entry(
+    "best_of_50": MethodInfo(
         title="best of 50",
         make=lambda _: best_of(50),
         passes=50,
@@ -73,25 +73,27 @@ METHODS: dict[str, Entry] = {
         slow=True,
         candidates=50,
     ),
-    RENO: Entry(title="ReNO (50)", make=lambda _: reno(50), passes=151, searches=True, slow=True),
-    FINETUNE: Entry(
+    RENO: MethodInfo(
+        title="ReNO (50)", make=lambda _: reno(50), passes=151, searches=True, slow=True
+    ),
+    FINETUNE: MethodInfo(
         title="LoRA fine-tune", make=lambda of: finetune(of.lora), passes=1, needs="lora"
     ),
-    "prompt_optimisation": Entry(
+    "prompt_optimisation": MethodInfo(
         title="prompt optimisation",
-        make=lambda of: prompt_optimisation(of.wordings, of.encode),
+        make=lambda of: prompt_optimisation(of.paraphrases, of.encode),
         passes=4,
-        needs="wordings",
+        needs="paraphrases",
         searches=True,
     ),
 }
 
 
-def get_entry(name: str) -> Entry:
+def get_method(name: str) -> MethodInfo:
     """The method of that name.
 
     Raises:
-        ValueError: there is none; lists those that there are.
+        ValueError: no method has that name; lists all of them.
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}, choose from {', '.join(METHODS)}")
