@@ -130,9 +130,9 @@ def metrics() -> Iterator[Member]:
     tree = ast.parse(read(ROOT / "training" / "evaluation" / "tables.py"))
     (function,) = (n for n in tree.body if getattr(n, "name", "") == "ablation_table")
     keys = {
-        node.slice.value
+        node.attr
         for node in ast.walk(function)
-        if isinstance(node, ast.Subscript) and getattr(node.value, "id", "") == "entry"
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "results"
     }
     for key in sorted(keys):
         if not key.endswith("_ci"):  # the interval of another one
