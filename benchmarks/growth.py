@@ -34,9 +34,9 @@ from hypernoise.hypernoise_core.rewards import Ensemble, WeightStore
 from hypernoise.hypernoise_core.rewards.tiny_preference import TinyPreference
 from hypernoise.training.arguments import read_config
 from hypernoise.training.config import TrainingConfig
+from hypernoise.training.embedded import EMBEDDED_ADAPTER
 from hypernoise.training.memory import save_memory
 from hypernoise.training.parts import prepare
-from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 from hypernoise.training.published_models import build_on_meta
 from hypernoise.training.trainer import Trainer
 

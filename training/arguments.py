@@ -15,7 +15,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
-from ..hypernoise_core.rewards import REWARDS, parse_weights
+from ..hypernoise_core.reward_names import PAPER_WEIGHTS, parse_weights
+from ..hypernoise_core.rewards import REWARDS
 from ..hypernoise_core.text_file import read_text
 from .config import TrainingConfig
 from .values import Place, bare, expand_home, is_place, read_value
@@ -101,7 +102,7 @@ def _rewards(known: argparse.Namespace, of_file: dict[str, float] | None) -> dic
         weights = parse_weights(known.rewards)
     else:
         weights = dict(TrainingConfig().rewards if of_file is None else of_file)
-    defaults = {cls.name: cls.paper_weight or 1.0 for cls in REWARDS}
+    defaults = {cls.name: PAPER_WEIGHTS.get(cls.name, 1.0) for cls in REWARDS}
     for name, flag in _flag_names().items():
         enable, disable = getattr(known, f"enable_{flag}"), getattr(known, f"disable_{flag}")
         weight = getattr(known, f"{flag}_weighting")

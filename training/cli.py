@@ -269,11 +269,12 @@ def reno(
         out: Folder for images, noise and scores; files of the same name are replaced.
     """
     from ..hypernoise_core.adapter import load_adapter
-    from ..hypernoise_core.hypernetwork import check_seeds
     from ..hypernoise_core.reno import RenoConfig
     from ..hypernoise_core.rewards import load_rewards, parse_weights
+    from ..hypernoise_core.seeds import check_seeds
     from .commands.reno import write_search
-    from .pipelines import default_rewards, load_pipeline
+    from .embedded import default_rewards
+    from .pipelines import load_pipeline
     from .prompt_files import read_prompts
 
     check_folder(out, "--out")

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Suppress
 
-from ..hypernoise_core.hypernetwork import check_seeds
-from ..hypernoise_core.rewards import get_reward, paper_weights
+from ..hypernoise_core.reward_names import check_reward, paper_weights
+from ..hypernoise_core.seeds import check_seeds
 from .values import Place
 
 
@@ -185,7 +185,7 @@ class TrainingConfig:
         if not self.rewards:
             raise ValueError("rewards names none: enable one, such as hps")
         for name, weight in self.rewards.items():
-            get_reward(name)
+            check_reward(name)
             if not (math.isfinite(weight) and weight):
                 raise ValueError(f"the weight of {name} must be a number and not 0, not {weight}")
 

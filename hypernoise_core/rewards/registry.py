@@ -1,7 +1,9 @@
-"""The rewards there are. A new one is one file here and one line in `REWARDS`."""
+"""The rewards there are. A new one is one file here, a line in `REWARDS` and its name in
+`reward_names.NAMES`."""
 
 from __future__ import annotations
 
+from ..reward_names import check_reward
 from .aesthetic import Aesthetic
 from .clip_score import ClipScore
 from .hps import Hps
@@ -28,8 +30,5 @@ def get_reward(name: str) -> type[Reward]:
     Raises:
         ValueError: there is none; the message lists the names there are.
     """
-    for reward in REWARDS:
-        if reward.name == name:
-            return reward
-    known = ", ".join(sorted(reward.name for reward in REWARDS))
-    raise ValueError(f"unknown reward {name!r}, choose from {known}")
+    check_reward(name)
+    return next(reward for reward in REWARDS if reward.name == name)

@@ -26,7 +26,7 @@ LARGEST_RATIO = 64
 class Reward(nn.Module, ABC):
     """A scorer that owns its weights and its preprocessing; higher is better.
 
-    To add one: a file with a subclass, and its line in `REWARDS`.
+    To add one: a file with a subclass, its line in `REWARDS`, its name in `reward_names.NAMES`.
     """
 
     name: ClassVar[str]
@@ -35,8 +35,6 @@ class Reward(nn.Module, ABC):
     """How people call it."""
     loss_offset: ClassVar[float] = 0.0
     """The loss in training is this minus the mean score, as in the reference's code."""
-    paper_weight: ClassVar[float] = 0.0
-    """Weight in the paper's ensemble; 0: not part of it."""
     embedded: ClassVar[bool] = False
     """Whether its weights come along with the project."""
     files: ClassVar[tuple[WeightFile, ...]] = ()

@@ -20,8 +20,9 @@ from hypernoise.hypernoise_core.generate import generate
 from hypernoise.training import cli, versions
 from hypernoise.training.command_line import bind
 from hypernoise.training.config import TrainingConfig
+from hypernoise.training.embedded import EMBEDDED_ADAPTER
 from hypernoise.training.evaluation.settings import EvaluationConfig
-from hypernoise.training.pipelines import EMBEDDED_ADAPTER, load_pipeline
+from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.prompt_files import read_prompts
 from hypernoise.training.published_models import PUBLISHED
 from hypernoise.training.report.figures import write_png

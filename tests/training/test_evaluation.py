@@ -29,6 +29,7 @@ from hypernoise.hypernoise_core.reno import RenoConfig
 from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.training.commands.card import write_card
 from hypernoise.training.commands.evaluate import evaluate
+from hypernoise.training.embedded import ASSETS, EMBEDDED_ADAPTER
 from hypernoise.training.evaluation import (
     catalogue,
     cells,
@@ -44,7 +45,7 @@ from hypernoise.training.evaluation.layouts import write_layout
 from hypernoise.training.evaluation.questions import ask
 from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.evaluation.suite import noise_seed
-from hypernoise.training.pipelines import ASSETS, EMBEDDED_ADAPTER, load_pipeline
+from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.processes import join
 
 PROMPTS = ["a red circle", "two blue squares", "a white triangle above a green square"]

@@ -33,7 +33,8 @@ from hypernoise.tests.rewards import stand_ins
 from hypernoise.tests.trust.generated import examples
 from hypernoise.training.commands import generate as inference
 from hypernoise.training.commands.score import read_prompts
-from hypernoise.training.pipelines import EMBEDDED, load_pipeline
+from hypernoise.training.embedded import EMBEDDED
+from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.prompt_files import read_file
 from hypernoise.training.prompts import load_prompts
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from ...hypernoise_core.adapter import load_adapter
 from ...hypernoise_core.generate import encode_prompts, generate
-from ...hypernoise_core.hypernetwork import check_seeds
-from ..pipelines import EMBEDDED, EMBEDDED_ADAPTER, load_pipeline
+from ...hypernoise_core.seeds import check_seeds
+from ..embedded import EMBEDDED, EMBEDDED_ADAPTER
+from ..pipelines import load_pipeline
 from ..report.figures import side_by_side, write_png
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...hypernoise_core.rewards import parse_weights
+from ...hypernoise_core.reward_names import parse_weights
 from ..config import TrainingConfig
-from ..pipelines import EMBEDDED, EMBEDDED_ADAPTER, default_rewards
+from ..embedded import EMBEDDED, EMBEDDED_ADAPTER, default_rewards
 from ..values import Place, expand_home
 from .catalogue import BASE, METHODS, get_entry
 

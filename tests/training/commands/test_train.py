@@ -19,8 +19,8 @@ from hypernoise.training.arguments import read_config
 from hypernoise.training.checkpoints import Checkpoints
 from hypernoise.training.commands import train as run
 from hypernoise.training.config import TrainingConfig
+from hypernoise.training.embedded import ASSETS
 from hypernoise.training.parts import choose_prompts
-from hypernoise.training.pipelines import ASSETS
 from hypernoise.training.tracking import read
 
 SETTINGS = {
