@@ -10,17 +10,17 @@ runs=$out/train
 train() { # FOLDER OPTION...
     folder=$runs/$1
     shift
-    "$bin/hypernoise" train --config tiny-sprint --save_dir "$folder" --resume --keep_last 1000 \
-        --log_every 0 --tracker none "$@"
+    "$bin/hypernoise" train --save_dir "$folder" --resume --keep_last 1000 --log_every 0 \
+        --tracker none "$@"
 }
 stage() { # FOLDER UPDATE: the adapter at that update
     printf '%s/%s/checkpoints/step_%09d.safetensors' "$runs" "$1" "$2"
 }
 
 for seed in 0 1 2; do
-    train "seed_$seed" --seed "$seed" --save_every 100
+    train "seed_$seed" --config tiny-sprint --seed "$seed" --save_every 100
 done
-train finetune --train_type finetune --image_grad_quantile 1 --lr 1e-3 --steps 400 --save_every 20
+train finetune --config tiny-finetune
 
 set -- --lora "$runs/finetune/lora.safetensors" "$@"
 set -- --adapter "$runs"/seed_*/hypernoise.safetensors "$@"

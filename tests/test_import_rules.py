@@ -26,7 +26,7 @@ COMFYUI = {
 }
 INSTALLED_BY_COMFYUI = {"torch", "numpy", "PIL", "safetensors"}
 HEADLESS = {"torchvision", "diffusers", "transformers", "tokenizers", "peft", "accelerate"}
-HEADLESS |= {"scipy", "matplotlib", "tqdm", "tyro", "open_clip", "filelock"}
+HEADLESS |= {"scipy", "matplotlib", "tqdm", "cyclopts", "open_clip", "filelock"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ LAYERS = {
     ),
     "training": _layer(
         {"torch", "numpy", "PIL", "safetensors"} | HEADLESS,
-        {"datasets", "huggingface_hub", "pyarrow", "tomli", "torchmetrics"},
+        {"datasets", "huggingface_hub", "pyarrow", "tomli", "tomli_w", "torchmetrics"},
         {"hypernoise_core"},
     ),
 }

@@ -21,9 +21,9 @@ from hypernoise.hypernoise_core.metadata import AdapterError, AdapterMetadata
 from hypernoise.hypernoise_core.peft_config import CONFIG_NAME, PeftConfig
 from hypernoise.tests.trust.generated import examples
 from hypernoise.tests.trust.mutation import mutate_bytes, mutate_safetensors, mutate_tree, to_json
-from hypernoise.training.arguments import read_config
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.prompt_files import read_file
+from hypernoise.training.settings import load_settings
 
 FOUND = Path(__file__).parent / "found"
 """Inputs that once led to something else, named after what they did."""
@@ -192,7 +192,7 @@ def test_mutated_training_configurations(tmp_path, scale, tally):
 
     def check(path: Path) -> str:
         try:
-            TrainingConfig(**read_config(path))
+            load_settings(TrainingConfig, path)
         except ValueError:
             return "refused"
         return "read"

@@ -20,9 +20,17 @@ from ...hypernoise_core.text_file import read_text
 from ..evaluation.catalogue import BASE, OURS
 from ..evaluation.tables import fewest_steps, markdown
 from ..published_models import PUBLISHED
+from ..writable import check_file
+from .settings import CardConfig
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MARKUP = re.compile(r"[\\`*_\[\]|!~$#]")
+
+
+def run(config: CardConfig) -> None:
+    """Writes the card and prints its path."""
+    check_file(config.out, "--out", replace=config.force)
+    print(write_card(config.adapter, config.out, config.report).resolve())
 
 
 def write_card(adapter: Path, out: Path, report: Path | None = None) -> Path:

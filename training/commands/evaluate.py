@@ -9,12 +9,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..evaluation.adapters import Adapters
+from ..evaluation.layouts import write_layout
 from ..evaluation.questions import PROMPTS, ask
 from ..evaluation.settings import EvaluationConfig
 from ..evaluation.suite import Suite
 from ..evaluation.suite_report import write_report
 from ..parts import prepare
 from ..processes import join
+from ..writable import check_folder
+
+
+def run(config: EvaluationConfig) -> None:
+    """Evaluates, or writes the images of a layout, and prints the paths of what is written."""
+    check_folder(config.out, "--out")
+    if config.layout is not None:
+        for folder in write_layout(config):
+            print(folder.resolve())
+    elif (page := evaluate(config)) is not None:
+        for name in (page.name, "report.json", "report.md"):
+            print((page.parent / name).resolve())
 
 
 def evaluate(config: EvaluationConfig) -> Path | None:
