@@ -40,5 +40,4 @@ ablation="$ablation rank_16=$runs/seed_0/hypernoise.safetensors"
 # As many processes as the two cores that its time is stated for, each with a thread.
 # shellcheck disable=SC2086  # no path in it has a space
 OMP_NUM_THREADS=1 "$bin/torchrun" --standalone --nproc_per_node 2 -m hypernoise.training.cli \
-    evaluate --out "$out" --per_category 24 --search_prompts 96 --multi_step_search_prompts 12 \
-    --slow_steps 1 2 4 --ablation $ablation "$@"
+    evaluate --config evaluation-tiny --out "$out" --ablation $ablation "$@"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 from cyclopts import App, CoercionError, CycloptsError, Parameter, Token
 from cyclopts.config import Dict
@@ -115,6 +115,10 @@ def _complete(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
         values = {key: _as_words(value) for key, value in read_toml(path).items()}
         if "config" in values:
             raise ValueError(f"{path}: a config file cannot name another one")
+        lists = {f"--{key}": key for key, value in values.items() if isinstance(value, list)}
+        for argument in arguments:
+            if (key := lists.get(argument.name)) and get_origin(argument.hint) is not tuple:
+                raise ValueError(f"{path}: [{key}] takes one value, not a list")
         Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
     for argument in arguments:
         _check(argument)
