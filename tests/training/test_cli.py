@@ -169,7 +169,7 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
         (["train", "--lr", "fast"], 'Invalid value for --lr: unable to convert "fast" into float'),
         (["train", "--hps_weighting", "much"], "Invalid value for --hps_weighting: "),
         (["train", "--disable_hps", "--hps_weighting", "1"], "--disable_hps contradicts"),
-        (["train", "--disable_hps", "--enable-hps", "--red_weighting", "1"], "add --enable_red"),
+        (["train", "--red_weighting", "1"], "add --enable_red"),
         (["train", "--optim", "foo"], 'Invalid value "foo" for --optim. Choose from: "sgd"'),
         (["evaluate", "--layout", "foo"], 'Invalid value "foo" for --layout. Choose from'),
         (["evaluate", "--seeds", "0"], "seeds must be at least 1, not 0"),

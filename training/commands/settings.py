@@ -54,13 +54,14 @@ def _flag(reward: str) -> str:
     return {"redness": "red"}.get(reward, reward.replace("-", "_"))
 
 
-def _reward_fields(reward: str) -> list[tuple[str, Any, None]]:
-    flag = _flag(reward)
-    group = "Single rewards"
-    switch = Parameter(negative=f"--disable_{flag}", group=group, help=f"Train on {reward} or not.")
+def _reward_fields(reward: str) -> list[tuple[str, Any, Any]]:
+    flag, group = _flag(reward), "Single rewards"
+    enable = Parameter(negative=(), group=group, help=f"Train on {reward}.")
+    disable = Parameter(negative=(), group=group, help=f"Do not train on {reward}.")
     weight = Parameter(group=group, help=f"Weight of {reward}.")
     return [
-        (f"enable_{flag}", Annotated[bool | None, switch], None),
+        (f"enable_{flag}", Annotated[bool, enable], False),
+        (f"disable_{flag}", Annotated[bool, disable], False),
         (f"{flag}_weighting", Annotated[float | None, weight], None),
     ]
 
@@ -105,14 +106,15 @@ class TrainCommand(TrainingConfig):
         weights = dict(self.rewards)
         for name in NAMES:
             flag = _flag(name)
-            enabled = getattr(self.single_rewards, f"enable_{flag}")
+            enable = getattr(self.single_rewards, f"enable_{flag}")
+            disable = getattr(self.single_rewards, f"disable_{flag}")
             weight = getattr(self.single_rewards, f"{flag}_weighting")
-            if enabled:
-                weights.setdefault(name, PAPER_WEIGHTS.get(name, 1.0))
-            elif enabled is False:
-                if weight is not None:
-                    raise ValueError(f"--disable_{flag} contradicts --{flag}_weighting")
+            if disable and (enable or weight is not None):
+                raise ValueError(f"--disable_{flag} contradicts another flag for {name}")
+            if disable:
                 weights.pop(name, None)
+            elif enable:
+                weights.setdefault(name, PAPER_WEIGHTS.get(name, 1.0))
             if weight is not None:
                 if name not in weights:
                     raise ValueError(f"--{flag}_weighting without {name}: add --enable_{flag}")
