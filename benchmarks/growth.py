@@ -32,12 +32,12 @@ from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork, modulate,
 from hypernoise.hypernoise_core.lora import modules_by_name
 from hypernoise.hypernoise_core.rewards import Ensemble, WeightStore
 from hypernoise.hypernoise_core.rewards.tiny_preference import TinyPreference
-from hypernoise.training.arguments import read_config
 from hypernoise.training.config import TrainingConfig
+from hypernoise.training.embedded import EMBEDDED_ADAPTER
 from hypernoise.training.memory import save_memory
 from hypernoise.training.parts import prepare_training
-from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 from hypernoise.training.published_models import build_on_meta
+from hypernoise.training.settings import load_settings
 from hypernoise.training.trainer import Trainer
 
 Rows = dict[str, dict[str, float]]
@@ -128,7 +128,8 @@ def updates(dtype: torch.dtype, repeats: int) -> dict[str, Rows]:
     """Time and memory of one update, by what is varied and its value."""
     found: dict[str, Rows] = {}
     with tempfile.TemporaryDirectory() as folder:
-        shipped = read_config(TINY) | {"log_every": 0, "precision": str(dtype).split(".")[1]}
+        shipped = vars(load_settings(TrainingConfig, TINY)) | {"log_every": 0}
+        shipped |= {"precision": str(dtype).split(".")[1]}
         shipped |= {"save_dir": Path(folder) / "run", "cache_dir": Path(folder) / "cache"}
         for factor, values in UPDATES.items():
             trainers = {str(v): _trainer(shipped | {factor: v}) for v in values}

@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,13 +29,13 @@ from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork, modulate
 from hypernoise.hypernoise_core.rewards import Ensemble, load_rewards
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
 from hypernoise.hypernoise_core.rewards.redness import Redness
-from hypernoise.training.arguments import read_config
 from hypernoise.training.config import TrainingConfig
 from hypernoise.training.estimate import measure_step, shapes_as_on_gpus
 from hypernoise.training.memory import LiveBytes, save_memory
 from hypernoise.training.parts import prepare_training
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.published_models import PUBLISHED, build_on_meta, image_size
+from hypernoise.training.settings import load_settings
 from hypernoise.training.trainer import Trainer
 
 CUT = 7  # of the depth, on the CPU
@@ -45,8 +46,8 @@ Updates = dict[str, Callable[[], object]]
 
 def tiny_sprint(batch: int, device: str) -> tuple[Updates, int]:
     """One update in both ways, and the number of its images."""
-    recipe = read_config("tiny-sprint") | {"log_every": 0, "batch_size": batch, "memsave": True}
-    config = TrainingConfig(**recipe)
+    recipe = load_settings(TrainingConfig, "tiny-sprint")
+    config = replace(recipe, log_every=0, batch_size=batch, memsave=True)
     parts = prepare_training(config)
     updates = parts.trainer(config).updates()
     pipeline = load_pipeline("tiny-sprint", device=device)

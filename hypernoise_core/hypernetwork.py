@@ -6,7 +6,7 @@ alone, so f = 0 while the branches are zero. The generator then runs on x0 + f(x
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -19,8 +19,7 @@ from .lora import attach, own_targets
 from .lora_adapter import LoraAdapter, initial_branches
 from .lora_branch import LoraBranch, LoraTarget
 from .metadata import AdapterMetadata
-
-_SEEDS = (-(2**63), 2**64 - 1)  # what torch takes
+from .seeds import check_seeds
 
 
 class NoiseChange(NamedTuple):
@@ -141,19 +140,6 @@ class NoiseHypernetwork(LoraAdapter):
         """
         with self.attached(network):
             return self.family.predict(network, noise, conditioning)
-
-
-def check_seeds(seeds: Iterable[int]) -> None:
-    """Check that torch accepts each seed.
-
-    Raises:
-        ValueError: names the one that is out of range.
-    """
-    for seed in seeds:
-        if not _SEEDS[0] <= int(seed) <= _SEEDS[1]:
-            raise ValueError(
-                f"seed {seed} is out of range: seeds go from {_SEEDS[0]} to {_SEEDS[1]}"
-            )
 
 
 def seed_generators(seeds: Sequence[int]) -> list[torch.Generator]:

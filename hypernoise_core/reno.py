@@ -12,35 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .reno_config import RenoConfig
+
 MOMENTUM = 0.9
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenoConfig:
-    """Settings of the search; the defaults are the paper's.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    iterations: int = 50
-    """Steps of gradient ascent; each costs a forward and a backward pass."""
-    learning_rate: float = 5.0
-    """Of stochastic gradient descent with Nesterov momentum 0.9."""
-    max_grad_norm: float = 0.1
-    """Each image's gradient is clipped to this L2 norm."""
-    penalty_weight: float = 0.01
-    """Weight of the penalty on noise whose norm is unlikely under N(0, 1)."""
-    patience: int = 0
-    """Stop after this many iterations in which no image's score has risen; 0: never."""
-
-    def __post_init__(self) -> None:
-        for name in ("iterations", "learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("penalty_weight", "patience"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ runs=$out/train
 train() { # FOLDER OPTION...
     folder=$runs/$1
     shift
-    "$bin/hypernoise" train --config tiny-sprint --save_dir "$folder" --resume --keep_last 1000 \
-        --log_every 0 --tracker none "$@"
+    "$bin/hypernoise" train --save_dir "$folder" --resume --keep_last 1000 --log_every 0 \
+        --tracker none "$@"
 }
 stage() { # FOLDER UPDATE: the adapter at that update
     printf '%s/%s/checkpoints/step_%09d.safetensors' "$runs" "$1" "$2"
 }
 
 for seed in 0 1 2; do
-    train "seed_$seed" --seed "$seed" --save_every 100
+    train "seed_$seed" --config tiny-sprint --seed "$seed" --save_every 100
 done
-train finetune --train_type finetune --image_grad_quantile 1 --lr 1e-3 --steps 400 --save_every 20
+train finetune --config tiny-finetune
 
 set -- --lora "$runs/finetune/lora.safetensors" "$@"
 set -- --adapter "$runs"/seed_*/hypernoise.safetensors "$@"
@@ -40,5 +40,4 @@ ablation="$ablation rank_16=$runs/seed_0/hypernoise.safetensors"
 # As many processes as the two cores that its time is stated for, each with a thread.
 # shellcheck disable=SC2086  # no path in it has a space
 OMP_NUM_THREADS=1 "$bin/torchrun" --standalone --nproc_per_node 2 -m hypernoise.training.cli \
-    evaluate --out "$out" --per_category 24 --search_prompts 96 --multi_step_search_prompts 12 \
-    --slow_steps 1 2 4 --ablation $ablation "$@"
+    evaluate --config evaluation-tiny --out "$out" --ablation $ablation "$@"

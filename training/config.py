@@ -1,149 +1,163 @@
-"""What a training run is told. The names are those of the reference implementation's arguments."""
-
-from __future__ import annotations
+"""Settings of a training run. The names are those of the reference implementation's arguments."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Suppress
+from cyclopts import Parameter, Token
 
-from ..hypernoise_core.hypernetwork import check_seeds
-from ..hypernoise_core.rewards import get_reward, paper_weights
-from .values import Place
+from ..hypernoise_core.reward_names import check_reward, paper_weights, parse_weights
+from ..hypernoise_core.seeds import check_seeds
+from .settings import PLACE
+
+
+def _weights(_: Any, tokens: Sequence[Token]) -> dict[str, float]:
+    return parse_weights(tokens[0].value)
+
+
+_WEIGHTS = Parameter(converter=_weights, accepts_keys=False, n_tokens=1)
+_MODULATE = Parameter(
+    name=("--enable_modulate_noise", "--modulate_noise"), negative="--disable_modulate_noise"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Settings of one run; the defaults are the reference's.
 
-    An update is one step of the optimizer. It takes `batch_size` x `accumulation_steps` images,
-    whatever the number of processes that share them.
+    An update is one optimizer step. It uses `batch_size` x `accumulation_steps` images, whatever
+    the number of processes that share them.
 
     Raises:
         ValueError: a value is out of its range, or two of them contradict each other.
     """
 
-    # What is trained, and on what
-    model: Place = "sana"
+    # Model and data
+    model: Annotated[str, PLACE] = "sana"
     """Generator: sana, flux, sd-turbo, tiny-sprint, a diffusers folder, or a repository in the
     Hugging Face cache."""
-    task: Place = "example-prompts"
+    task: Annotated[str, PLACE] = "example-prompts"
     """Training prompts: example-prompts, geneval, pickapic, all, tiny-world, a .txt, .json, .jsonl,
-    .csv or .parquet file, or a data set of the Hugging Face hub."""
+    .csv, .tsv or .parquet file, a folder of such files, or a dataset on the Hugging Face hub."""
     data_dir: Path | None = None
     """Folder with the published prompt files of geneval, pickapic and all."""
     prompt_column: str | None = None
-    """Column or key of the prompts in a file or data set; default: prompt, caption or text."""
+    """Column or key that holds the prompts in a file or dataset. Default: prompt, caption or
+    text."""
     train_type: Literal["noise", "finetune"] = "noise"
-    """noise: a noise hypernetwork. finetune: a LoRA on the generator itself, for comparison."""
+    """noise trains a noise hypernetwork; finetune trains a LoRA on the generator, for
+    comparison."""
     image_size: int | None = None
-    """Height and width of the images in pixels; default: what the reference trains the model at."""
+    """Height and width of the images in pixels. Default: the size the reference trains at."""
 
-    # The adapter
+    # Adapter
     lora_rank: int = 128
     """Rank of every LoRA branch."""
     alpha_multiplier: float = 2.0
-    """LoRA alpha divided by the rank: the branches' scale."""
+    """LoRA alpha divided by the rank, which is the scale of the branches."""
     last_layer_name: str | None = None
-    """The layer that gives its branch alone; default: the model's own last layer."""
+    """Layer whose LoRA branch is the output of the hypernetwork. Default: the last layer of the
+    model."""
     adapt_depthwise: bool = False
-    """Adapt depthwise convolutions too, as the released SANA-Sprint adapter does."""
+    """Also adapt depthwise convolutions, as the released SANA-Sprint adapter does."""
     init_adapter: Path | None = None
-    """Adapter file or folder to go on from; rank and alpha are its own then."""
+    """Adapter file or folder to start from; its rank and alpha replace the settings above."""
     ema_decay: float = 0.0
-    """Decay of the exponential moving average of the weights, which is what is evaluated and saved
-    then; 0: none."""
-    modulate_noise: Annotated[bool, Suppress] = True
-    """Add the hypernetwork's output to the noise; otherwise it takes the noise's place."""
+    """Decay of the exponential moving average of the weights; 0 turns it off. The average is what
+    is evaluated and saved."""
+    modulate_noise: Annotated[bool, _MODULATE] = True
+    """Add the output of the hypernetwork to the noise, or use it in place of the noise."""
 
-    # The objective
-    rewards: Annotated[dict[str, float], Suppress] = field(default_factory=paper_weights)
-    """Weight of each reward; the command line has flags of its own for it."""
+    # Objective
+    rewards: Annotated[dict[str, float], _WEIGHTS] = field(default_factory=paper_weights)
+    """Rewards and their weights: hps=5,imagereward=1, or paper for the weights of the paper."""
     reg_type: Literal["l2", "kl"] = "l2"
-    """l2: mean of f squared. kl: negative log-density of the modulated noise's norm."""
+    """l2 penalises the mean square of the hypernetwork's output; kl penalises the negative log
+    density of the norm of the modulated noise."""
     reg_weight: float = 0.5
-    """Weight of the regulariser; 0: none."""
+    """Weight of the regulariser; 0 turns it off."""
     latent_type: Literal["inf", "batch", "one", "multi"] = "inf"
-    """inf: fresh noise for each image. batch: one fresh noise an update. one: one noise for the
-    whole run. multi: a fixed noise for each slot of the batch."""
+    """inf draws new noise for each image, batch one noise per update; one uses the same noise
+    throughout the run, multi a fixed noise for each position in the batch."""
     one_prompt_per_batch: bool = False
-    """All images of a batch have one prompt."""
+    """Use the same prompt for all images of a batch."""
     max_generator_steps: int = 1
-    """Each batch runs the generator for 1 to so many steps, drawn at random, with gradient through
-    all of them."""
+    """Run the generator for a random number of steps from 1 to this one in each batch, with
+    gradients through all of them."""
     image_grad_quantile: float = 1.0
-    """The reward's gradient at the modulated noise is clipped, image by image, to this quantile of
-    the norms in the batch; 1 clips nothing."""
+    """Clip each image's gradient at the modulated noise to this quantile of the norms in the
+    batch; 1 turns it off."""
 
-    # The optimisation
+    # Optimisation
     epochs: int = 50
-    """Times that each prompt is trained on."""
+    """Passes over the training prompts."""
     steps: int | None = None
-    """Updates, instead of epochs."""
+    """Number of updates; replaces epochs."""
     max_seconds: float | None = None
-    """Wall-clock limit in seconds: the schedule shortens so that the run ends in time."""
+    """Time limit in seconds. The learning rate schedule is shortened to end in time."""
     batch_size: int = 32
-    """Images that run at a time, over all processes."""
+    """Images per forward pass, over all processes."""
     accumulation_steps: int = 1
-    """Batches in an update."""
+    """Batches per update."""
     optim: Literal["sgd", "adam", "adamw", "lbfgs"] = "sgd"
-    """sgd has momentum 0.9; lbfgs has a strong Wolfe line search on the update's own batch."""
+    """Optimizer. sgd has a momentum of 0.9; lbfgs uses a strong Wolfe line search on the batches of
+    the update."""
     lr: float = 1e-3
-    """Learning rate after the warm-up."""
+    """Learning rate after the warmup."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on after the warm-up; linear and cosine end at 0."""
+    """Learning rate schedule after the warmup; linear and cosine end at 0."""
     warmup_steps: int = 10
-    """Updates of linear warm-up, from 0."""
+    """Updates of linear learning rate warmup from 0."""
     weight_decay: float = 1e-4
-    """Of adamw."""
+    """Weight decay of adamw."""
     adam_beta2: float = 0.999
-    """Decay of the squared gradients of adam and adamw."""
+    """Decay of the squared gradients in adam and adamw."""
     grad_clip: float = 1.0
-    """The gradient of an update is clipped to this L2 norm."""
+    """Maximum L2 norm of the gradient of an update."""
     seed: int = 0
-    """Seed of the weights, of the order of the prompts and of the noise."""
+    """Seed of the initial weights, of the prompt order and of the noise."""
 
     # Memory
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the frozen networks; the adapter is always float32."""
+    """Precision of the frozen networks; the adapter is always float32."""
     use_checkpoint: bool = False
-    """Recompute activations in the backward pass instead of keeping them."""
+    """Save memory with gradient checkpointing, at the cost of time."""
     memsave: bool = True
-    """Frozen layers that do not need their inputs for the backward pass do not keep them."""
+    """Save memory by not storing inputs that frozen layers do not need for the backward pass."""
     shard: bool = False
-    """Spread the frozen generator over the processes' devices (FSDP), for models that do not fit
-    on one."""
+    """Shard the frozen generator over the devices of all processes (FSDP), for models too large for
+    one device."""
 
     # Evaluation and files
     log_every: int = 2500
-    """Updates between evaluations on held-out prompts; 0: none."""
-    eval_task: Place | None = None
-    """Prompts of the evaluation, named as for `task`; default: some prompts of the task, which are
-    not trained on then."""
+    """Updates between evaluations on held-out prompts; 0 turns them off."""
+    eval_task: Annotated[str | None, PLACE] = None
+    """Evaluation prompts, given as for task. Default: some prompts of the task, which are then not
+    trained on."""
     eval_prompts: int = 32
-    """Prompts of an evaluation at most."""
+    """Maximum number of evaluation prompts."""
     watch_reward: str | None = None
-    """A reward that is not trained on, measured at each evaluation to see reward hacking; default:
-    one that is at hand; none: none."""
+    """Reward that is not trained on but measured at each evaluation, to detect reward hacking; none
+    turns it off. Default: one whose weights are available."""
     noise_prompt: str = "red"
-    """What the hypernetwork is told instead of the prompt in one grid of each evaluation."""
+    """Prompt that the hypernetwork gets instead of the real one in one grid of each evaluation."""
     viz_noise: bool = False
-    """Also decode noise, f and their sum at each evaluation."""
+    """Also show decoded noise, the hypernetwork's output and their sum at each evaluation."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
-    """Where metrics go beside metrics.jsonl."""
+    """Experiment tracker to log to, in addition to metrics.jsonl."""
     save_every: int = 25_000
-    """Updates between checkpoints; the last update always has one."""
+    """Updates between checkpoints; there is always one after the last update."""
     keep_last: int = 3
-    """Checkpoints kept."""
+    """Number of checkpoints to keep."""
     cache_dir: Path | None = None
-    """Folder of downloaded models and encoded prompts; default: the Hugging Face cache, and
+    """Folder of downloaded models and encoded prompts. Default: the Hugging Face cache and
     ~/.cache/hypernoise."""
     rewards_folder: Path | None = None
-    """Folder of downloaded rewards; default: the Hugging Face cache."""
+    """Folder of downloaded reward weights. Default: the Hugging Face cache."""
     save_dir: Path = Path("out/train")
-    """Folder of the run."""
+    """Output folder of the run."""
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -185,7 +199,7 @@ class TrainingConfig:
         if not self.rewards:
             raise ValueError("rewards names none: enable one, such as hps")
         for name, weight in self.rewards.items():
-            get_reward(name)
+            check_reward(name)
             if not (math.isfinite(weight) and weight):
                 raise ValueError(f"the weight of {name} must be a number and not 0, not {weight}")
 

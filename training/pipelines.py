@@ -10,23 +10,12 @@ import torch
 
 from ..hypernoise_core.file_identity import identity_of
 from ..hypernoise_core.library_folder import building_from, check_pipeline, read_json
-from ..hypernoise_core.rewards import PAPER
-from ..hypernoise_core.rewards.tiny_preference import TinyPreference
+from .embedded import EMBEDDED
 from .progress import keep_loading_quiet
 from .published_models import PUBLISHED
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
-EMBEDDED = {"tiny-sprint": ASSETS / "tiny-sprint"}
-"""Folders of the models of this repository, which live in the tiny world, by name."""
-EMBEDDED_ADAPTER = ASSETS / "tiny-hypernoise.safetensors"
-"""The noise hypernetwork of tiny-sprint."""
 TEXT_PARTS = ("text_encoder", "tokenizer")
 """What the names of a pipeline's parts start with that turn prompts into conditioning."""
-
-
-def default_rewards(model: str) -> str:
-    """The default rewards of a model, as `parse_weights` takes them."""
-    return TinyPreference.name if model in EMBEDDED else PAPER
 
 
 def model_folder(name: str, cache_dir: Path | None = None) -> Path:

@@ -4,13 +4,11 @@ ensemble = load_rewards({"hps": 5.0, "imagereward": 1.0})
 scores = ensemble.score(images, prompts)  # (B,), higher is better, differentiable in images
 """
 
+from ..reward_names import paper_weights, parse_weights
 from .comparison import Comparison, compare
 from .ensemble import (
-    PAPER,
     Ensemble,
     load_rewards,
-    paper_weights,
-    parse_weights,
     reward_identities,
     score_in_batches,
 )
@@ -19,7 +17,6 @@ from .reward import Reward
 from .weights import WeightStore
 
 __all__ = [
-    "PAPER",
     "REWARDS",
     "Comparison",
     "Ensemble",

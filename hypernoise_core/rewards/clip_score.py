@@ -12,7 +12,6 @@ class ClipScore(CosineReward):
     name = "clip"
     title = "CLIPScore"
     loss_offset = 100.0
-    paper_weight = 0.01
     files = clip_files(
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c"
     )

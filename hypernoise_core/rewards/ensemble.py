@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,9 @@ from torch.profiler import record_function
 from ..errors import RewardError
 from ..file_identity import identity_of
 from .images import ImageBatch
-from .registry import REWARDS, get_reward
+from .registry import get_reward
 from .reward import Reward, check_batch
 from .weights import WeightStore
-
-PAPER = "paper"
-"""Name of the paper's four rewards with its weights."""
 
 # Passed on unchanged, since callers check their type; older versions of torch have none.
 _DEVICE_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
@@ -252,33 +248,3 @@ def score_in_batches(
         parts.append({name: values.cpu() for name, values in scores.items()})
         start += batch_size
     return {name: torch.cat([part[name] for part in parts]) for name in rewards.weights}
-
-
-def paper_weights() -> dict[str, float]:
-    """The paper's ensemble: HPSv2.1 5, ImageReward 1, CLIPScore 0.01, PickScore 0.05."""
-    return {cls.name: cls.paper_weight for cls in REWARDS if cls.paper_weight}
-
-
-def parse_weights(text: str) -> dict[str, float]:
-    """`hps=5,clip=0.01`, or names alone with weight 1, or `paper`.
-
-    Raises:
-        ValueError: names what cannot be read.
-    """
-    if text.strip() == PAPER:
-        return paper_weights()
-    weights: dict[str, float] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, weight = (piece.strip() for piece in part.partition("="))
-        get_reward(name)
-        if name in weights:
-            raise ValueError(f"the reward {name} is named twice in {text!r}")
-        try:
-            weights[name] = float(weight or 1)
-        except ValueError as error:
-            raise ValueError(f"the weight of {name} is not a number: {weight!r:.60}") from error
-        if not math.isfinite(weights[name]):
-            raise ValueError(f"the weight of {name} is {weight:.60}; it must be finite")
-    if not weights:
-        raise ValueError(f"no reward in {text!r}; name some, such as hps=5,imagereward=1")
-    return weights

@@ -33,7 +33,6 @@ class Hps(CosineReward):
     name = "hps"
     title = "HPSv2.1"
     loss_offset = 1.0
-    paper_weight = 5.0
     files = (_CHECKPOINT,)
     size = VIT_H_14
     scaled = False

@@ -68,7 +68,6 @@ class ImageReward(Reward):
     name = "imagereward"
     title = "ImageReward"
     loss_offset = 2.0
-    paper_weight = 1.0
     files = (_CHECKPOINT, _VOCABULARY)
     size = NetworkSize(parameters=446_206_689, activations=67_000_000)
 

@@ -12,7 +12,6 @@ class PickScore(CosineReward):
     name = "pickscore"
     title = "PickScore"
     loss_offset = 30.0
-    paper_weight = 0.05
     files = clip_files("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
     size = VIT_H_14
 

@@ -1,35 +1,27 @@
-"""The rewards there are. A new one is one file here and one line in `REWARDS`."""
+"""The classes of the rewards, in the order of `reward_names.CLASSES`."""
 
 from __future__ import annotations
 
-from .aesthetic import Aesthetic
-from .clip_score import ClipScore
-from .hps import Hps
-from .image_reward import ImageReward
-from .pickscore import PickScore
-from .redness import Redness
-from .reward import Reward
-from .tiny_preference import TinyPreference
+from importlib import import_module
 
-REWARDS: tuple[type[Reward], ...] = (
-    Hps,
-    ImageReward,
-    ClipScore,
-    PickScore,
-    Aesthetic,
-    Redness,
-    TinyPreference,
-)
+from ..reward_names import CLASSES, check_reward
+from .reward import Reward
+
+
+def _load(place: str) -> type[Reward]:
+    module, _, name = place.partition(".")
+    return getattr(import_module(f"{__package__}.{module}"), name)
+
+
+_BY_NAME = {name: _load(place) for name, place in CLASSES.items()}
+REWARDS: tuple[type[Reward], ...] = tuple(_BY_NAME.values())
 
 
 def get_reward(name: str) -> type[Reward]:
     """The reward class with this name.
 
     Raises:
-        ValueError: there is none; the message lists the names there are.
+        ValueError: there is none; the message lists the names.
     """
-    for reward in REWARDS:
-        if reward.name == name:
-            return reward
-    known = ", ".join(sorted(reward.name for reward in REWARDS))
-    raise ValueError(f"unknown reward {name!r}, choose from {known}")
+    check_reward(name)
+    return _BY_NAME[name]

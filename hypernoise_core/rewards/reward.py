@@ -36,7 +36,7 @@ class NetworkSize:
 class Reward(nn.Module, ABC):
     """A scorer that owns its weights and its preprocessing; higher is better.
 
-    To add one: a file with a subclass, and its line in `REWARDS`.
+    To add one: a file with a subclass, its line in `REWARDS`, its name in `reward_names.NAMES`.
     """
 
     name: ClassVar[str]
@@ -45,8 +45,6 @@ class Reward(nn.Module, ABC):
     """Its name in messages and reports."""
     loss_offset: ClassVar[float] = 0.0
     """The loss in training is this minus the mean score, as in the reference's code."""
-    paper_weight: ClassVar[float] = 0.0
-    """Weight in the paper's ensemble; 0: not part of it."""
     embedded: ClassVar[bool] = False
     """Whether its weights are part of this repository."""
     files: ClassVar[tuple[WeightFile, ...]] = ()

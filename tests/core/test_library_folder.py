@@ -13,7 +13,8 @@ from hypernoise.hypernoise_core.library_folder import (
     check_pipeline,
     safetensors_variant,
 )
-from hypernoise.training.pipelines import EMBEDDED, load_pipeline
+from hypernoise.training.embedded import EMBEDDED
+from hypernoise.training.pipelines import load_pipeline
 
 GENERATOR = EMBEDDED["tiny-sprint"]
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from hypernoise.hypernoise_core.errors import RewardError
+from hypernoise.hypernoise_core.reward_names import NAMES
 from hypernoise.hypernoise_core.rewards import (
+    REWARDS,
     Ensemble,
     load_rewards,
     paper_weights,
@@ -50,6 +52,10 @@ def test_weights_that_cannot_be_read_are_named(text, message):
 
 def test_the_paper_s_weights():
     assert paper_weights() == PAPER
+
+
+def test_the_names_that_settings_check_are_those_of_the_rewards():
+    assert NAMES == tuple(reward.name for reward in REWARDS)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from hypernoise.hypernoise_core.rewards.redness import Redness
 from hypernoise.tests.core.conftest import build_tiny
 from hypernoise.tests.rewards.test_full_size import UNUSED, published
 from hypernoise.training.config import TrainingConfig
+from hypernoise.training.embedded import EMBEDDED
 from hypernoise.training.estimate import (
     OPTIMIZER_COPIES,
     estimate,
@@ -27,7 +28,7 @@ from hypernoise.training.estimate import (
 )
 from hypernoise.training.memory import LiveBytes, checkpoint_activations, save_memory
 from hypernoise.training.optimization import make_optimizer
-from hypernoise.training.pipelines import EMBEDDED, load_pipeline
+from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.published_models import PUBLISHED, build_on_meta, copy_to_meta
 from hypernoise.training.trainer import Trainer, make_adapter
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hypernoise.training.pipelines import ASSETS, model_folder, model_identity, text_parts
+from hypernoise.training.embedded import ASSETS
+from hypernoise.training.pipelines import model_folder, model_identity, text_parts
 
 TINY = ASSETS / "tiny-sprint"
 WEIGHTS = Path("transformer", "diffusion_pytorch_model.safetensors")

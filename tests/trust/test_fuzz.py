@@ -6,6 +6,7 @@ import shutil
 import string
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,10 @@ from hypernoise.hypernoise_core.metadata import AdapterMetadata
 from hypernoise.hypernoise_core.peft_config import CONFIG_NAME, PeftConfig
 from hypernoise.tests.trust.generated import examples
 from hypernoise.tests.trust.mutation import mutate_bytes, mutate_safetensors, mutate_tree, to_json
-from hypernoise.training.arguments import read_config
 from hypernoise.training.config import TrainingConfig
+from hypernoise.training.config_files import read_toml
 from hypernoise.training.prompt_files import read_file
+from hypernoise.training.settings import load_settings
 
 FOUND = Path(__file__).parent / "found"
 """Inputs that once led to something else, named after what they did."""
@@ -188,23 +190,28 @@ def test_mutated_prompt_files(seeds, tmp_path, scale, tally, suffix):
     report(tally, f"mutated prompts{suffix}", run(count, check, tmp_path / f"p{suffix}", mutate))
 
 
-def test_mutated_training_configurations(tmp_path, scale, tally):
+@pytest.mark.parametrize(
+    ("what", "counts", "read"),
+    [
+        ("mutated TOML", (6_000, 10_000, 100_000), read_toml),
+        # Each of these takes some 20 ms.
+        ("mutated training config", (250, 1_000, 10_000), partial(load_settings, TrainingConfig)),
+    ],
+)
+def test_mutated_training_configurations(tmp_path, scale, tally, what, counts, read):
     content = (Path(__file__).parents[2] / "training/configs/tiny-sprint.toml").read_bytes()
 
     def check(path: Path) -> str:
         try:
-            TrainingConfig(**read_config(path))
+            read(path)
         except ValueError:
             return "refused"
         return "read"
 
     outcomes = run(
-        scale(1_500, 10_000, 100_000),
-        check,
-        tmp_path / "c.toml",
-        lambda rng: mutate_bytes(content, rng),
+        scale(*counts), check, tmp_path / "c.toml", lambda rng: mutate_bytes(content, rng)
     )
-    report(tally, "mutated training config", outcomes)
+    report(tally, what, outcomes)
 
 
 JSON = st.recursive(

@@ -836,7 +836,7 @@ def test_a_config_that_is_garbage_is_named(work, damaged, tally):
     (damaged / "config.toml").write_bytes(random.Random(0).randbytes(500))
     config = str(damaged / "config.toml")
     result = train(work, "--config", config, "--save_dir", damaged, "--resume")
-    assert result.returncode == 2 and f"{config} is no TOML file" in result.message
+    assert result.returncode == 2 and f"{config} is not a valid TOML file" in result.message
     tally("a config that is garbage").count("named")
 
 

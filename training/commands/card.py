@@ -19,9 +19,17 @@ from ..evaluation.report_file import read_report_file
 from ..evaluation.results import Report
 from ..evaluation.tables import markdown
 from ..published_models import PUBLISHED
+from ..writable import check_file
+from .settings import CardConfig
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MARKUP = re.compile(r"[\\`*_\[\]|!~$#]")
+
+
+def run(config: CardConfig) -> None:
+    """Writes the card and prints its path."""
+    check_file(config.out, "--out", replace=config.force)
+    print(write_card(config.adapter, config.out, config.report).resolve())
 
 
 def write_card(adapter: Path, out: Path, report: Path | None = None) -> Path:

@@ -1,26 +1,48 @@
 """`hypernoise demo`: train a hypernetwork on tiny-sprint in minutes and evaluate it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...hypernoise_core.adapter import save_adapter
 from ...hypernoise_core.hypernetwork import NoiseHypernetwork
-from ..arguments import read_config
 from ..config import TrainingConfig
 from ..evaluation import methods
 from ..parts import Parts, TrainingParts, prepare_training
 from ..progress import progress_bar
 from ..prompts import tiny_world_captions
 from ..report import figures, page
+from ..settings import load_settings
 from ..tiny_world.captions import CATEGORIES, Caption
 from ..tiny_world.checker import is_correct, score_images
 from ..trainer import Metrics
-from ..writable import check_others
+from ..writable import check_folder, check_others
+from .settings import DemoConfig
 
 CANDIDATES = 8  # of best-of-N
 _FIRST_EVALUATION_SEED = 500_000_000
 _SHOWN_PER_CATEGORY = 2
 _SIDE_BY_SIDE, _CURVES = "side_by_side.png", "training_curves.png"
+
+
+def run(settings: DemoConfig) -> None:
+    """Runs the demo, and prints its results and the paths of what it has written."""
+    check_folder(settings.out, "--out")
+    config = demo_config(
+        seed=settings.seed,
+        steps=settings.steps,
+        max_seconds=settings.max_seconds,
+        cache_dir=settings.cache_dir,
+    )
+    numbers = run_demo(settings.out, config, settings.per_category)
+    for name, entry in numbers["methods"].items():
+        print(
+            f"{name:>12}: checker {entry['checker_mean']:.3f}, reward {entry['reward_mean']:.2f}, "
+            f"{entry['seconds_per_image']:.4f} s per image"
+        )
+    files = ("report.html", "report.json", _SIDE_BY_SIDE, _CURVES, "tiny-hypernoise.safetensors")
+    for name in files:
+        print((settings.out / name).resolve())
 
 
 def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, Any]:
@@ -61,7 +83,7 @@ def run_demo(out: Path, config: TrainingConfig, per_category: int) -> dict[str, 
 
 def demo_config(**changes: Any) -> TrainingConfig:
     """The included settings for tiny-sprint, with these changes."""
-    return TrainingConfig(**read_config("tiny-sprint") | {"log_every": 0} | changes)
+    return replace(load_settings(TrainingConfig, "tiny-sprint"), **{"log_every": 0} | changes)
 
 
 def _train(config: TrainingConfig, parts: TrainingParts) -> tuple[list[Metrics], NoiseHypernetwork]:

@@ -10,11 +10,24 @@ from pathlib import Path
 
 from ..evaluation.adapters import Adapters
 from ..evaluation.eval_prompts import load_eval_prompts
+from ..evaluation.layouts import write_layout
 from ..evaluation.runner import Runner, prepare_parts
 from ..evaluation.settings import EvaluationConfig
 from ..evaluation.suite import Suite
 from ..evaluation.suite_report import write_report
 from ..processes import join
+from ..writable import check_folder
+
+
+def run(config: EvaluationConfig) -> None:
+    """Evaluates, or writes the images of a layout, and prints the paths of what is written."""
+    check_folder(config.out, "--out")
+    if config.layout is not None:
+        for folder in write_layout(config):
+            print(folder.resolve())
+    elif (page := evaluate(config)) is not None:
+        for name in (page.name, "report.json", "report.md"):
+            print((page.parent / name).resolve())
 
 
 def evaluate(config: EvaluationConfig) -> Path | None:

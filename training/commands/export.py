@@ -21,6 +21,8 @@ from ...hypernoise_core.generator_lora import GeneratorLora, save_generator_lora
 from ...hypernoise_core.lora_adapter import LoraAdapter
 from ...hypernoise_core.lora_branch import LoraBranch
 from ...hypernoise_core.tensor_file import is_safetensors
+from ..writable import check_file
+from .settings import ExportConfig
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 SHOWN_LAYERS = 5
@@ -54,6 +56,16 @@ class ExportReport:
             f"relative error of the weights: {self.error:.3g}, largest in",
             *(f"  {self.layer_errors[name]:.3g}  {name}" for name in worst[:SHOWN_LAYERS]),
         ]
+
+
+def run(config: ExportConfig) -> None:
+    """Exports an adapter, and prints what that has changed and the path of the file."""
+    check_file(config.out, "OUT", replace=config.force)
+    report = export_adapter(
+        config.adapter, config.out, dtype=config.dtype, rank=config.rank, alpha=config.alpha
+    )
+    print("\n".join(report.lines()))
+    print(config.out.resolve())
 
 
 def export_adapter(

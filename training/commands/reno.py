@@ -9,16 +9,43 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from ...hypernoise_core.adapter import load_adapter
 from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.families import family_of_pipeline
 from ...hypernoise_core.generate import encode_prompts
 from ...hypernoise_core.hypernetwork import NoiseHypernetwork
 from ...hypernoise_core.reno import RenoConfig, RenoResult
-from ...hypernoise_core.rewards import Ensemble
+from ...hypernoise_core.rewards import Ensemble, load_rewards, parse_weights
+from ...hypernoise_core.seeds import check_seeds
+from ..embedded import default_rewards
+from ..pipelines import load_pipeline
 from ..progress import progress_bar
+from ..prompt_files import read_prompts
 from ..reno_search import search_noise
 from ..report.figures import side_by_side, write_png
 from ..report.page import write_json
+from ..writable import check_folder
+from .settings import RenoCommand
+
+
+def run(settings: RenoCommand) -> None:
+    """Searches noise for each prompt, and prints the path of the grid."""
+    check_folder(settings.out, "--out")
+    prompts = read_prompts(settings.prompts, settings.prompts_file)
+    check_seeds(range(settings.seed, settings.seed + len(prompts)))
+    weights = parse_weights(settings.rewards or default_rewards(settings.model))
+    grid = write_search(
+        prompts,
+        load_pipeline(settings.model),
+        load_rewards(weights, settings.rewards_folder),
+        settings.search,
+        hypernetwork=None if settings.adapter is None else load_adapter(settings.adapter),
+        seed=settings.seed,
+        size=settings.size,
+        batch_size=settings.batch_size,
+        out=settings.out,
+    )
+    print(grid.resolve())
 
 
 def write_search(

@@ -25,12 +25,21 @@ from tqdm import tqdm
 
 from ...hypernoise_core.atomic_file import write_atomically, write_target
 from ...hypernoise_core.file_identity import sha256_of
-from ...hypernoise_core.rewards import Ensemble, score_in_batches
+from ...hypernoise_core.rewards import (
+    Ensemble,
+    load_rewards,
+    parse_weights,
+    reward_identities,
+    score_in_batches,
+)
 from ...hypernoise_core.text import printable
 from ..image_files import SUFFIXES, find_images, read_image
 from ..locking import passing_lock
-from ..progress import progress_bar
+from ..processes import join
+from ..progress import keep_loading_quiet, progress_bar
 from ..prompt_files import IMAGE_COLUMNS, Entry, read_entries
+from ..writable import check_file
+from .settings import ScoreConfig
 
 TOTAL, IDENTITY = "total", "identity"
 _MOST_WAITING = 1 << 26  # pixels of images that wait for others of their size, 0.8 GB
@@ -47,6 +56,27 @@ class Row:
     """By reward."""
     identity: str
     """Of the image's content and of what scored it, see `_Table.identity`."""
+
+
+def run(config: ScoreConfig) -> None:
+    """Scores a folder and prints the path of the table.
+
+    Raises:
+        ValueError: images could not be scored; names each. The others are in the table.
+    """
+    check_file(config.csv, "--csv", replace=True)  # `score_folder` keeps a table of anything else
+    keep_loading_quiet()
+    dtype = getattr(torch, config.precision)
+    rewards = load_rewards(parse_weights(config.rewards), config.rewards_folder, dtype)
+    scorer = reward_identities(rewards.weights, config.rewards_folder)
+    scorer |= {"precision": config.precision}
+    rewards = rewards.to(join().device)
+    problems = score_folder(
+        config.images, config.prompts, rewards, config.csv, config.batch_size, scorer
+    )
+    print(config.csv.resolve())
+    if problems:
+        raise ValueError(f"{len(problems)} images are not in the table:\n" + "\n".join(problems))
 
 
 def score_folder(

@@ -28,12 +28,13 @@ from ...hypernoise_core.errors import RewardError
 from ...hypernoise_core.generator_lora import save_generator_lora
 from ...hypernoise_core.hypernetwork import sample_noise
 from .. import writable
-from ..arguments import to_toml
 from ..checkpoints import Checkpoints, damaged
 from ..config import TrainingConfig
+from ..config_files import to_toml
+from ..estimate import estimate
 from ..locking import lock
 from ..parts import TrainingParts, prepare_training
-from ..processes import expect_answers
+from ..processes import expect_answers, naming_lost_processes
 from ..progress import progress_bar
 from ..tracking import FILE as METRICS
 from ..tracking import MetricsLog
@@ -42,6 +43,7 @@ from ..validation.held_out import FOLDER as PICTURES
 from ..validation.held_out import HeldOut
 from ..validation.run_report import PAGE, write_run_report
 from ..validation.watch import NONE, default_watch, get_measure, hacking_warning
+from .settings import TrainCommand
 
 CONFIG = "config.toml"
 """The settings of the run."""
@@ -70,6 +72,33 @@ _FREE_ON_RESUME = {  # settings that may change when a run is resumed
     "rewards_folder",
     "save_dir",
 }
+
+
+def run(command: TrainCommand) -> None:
+    """Trains and prints the adapter's path; with `dry_run` prints what a run would need.
+
+    Raises:
+        SystemExit: a signal has stopped the run; with 128 + its number.
+    """
+    config = command.config
+    if command.dry_run:
+        print(to_toml(config))
+        print("\n".join(estimate(config, num_processes=command.processes).lines()))
+        return
+    with naming_lost_processes():
+        begun = start(config, resume=command.resume)
+        path = begun.train()
+    if begun.is_main:
+        print(path.resolve())
+    if begun.stopped_by is None:
+        return
+    if begun.is_main:
+        print(
+            f"hypernoise: stopped by {begun.stopped_by.name} after update {begun.trainer.step} of "
+            f"{begun.trainer.plan.steps}; --resume continues from there",
+            file=sys.stderr,
+        )
+    raise SystemExit(128 + begun.stopped_by)
 
 
 def start(config: TrainingConfig, *, resume: bool = False) -> Run:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 from collections.abc import Sequence
 
 from ...hypernoise_core.text_file import is_blank, lines
 from ..tiny_world.captions import PREFIXES, parse_caption
-from ..values import expand_home
 
 
 def paraphrase(caption: str) -> list[str]:
@@ -41,7 +41,7 @@ def ask_command(command: str, prompts: Sequence[str]) -> dict[str, list[str]]:
     requests = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
     try:
         result = subprocess.run(
-            [expand_home(word) for word in shlex.split(command)],
+            [os.path.expanduser(word) for word in shlex.split(command)],
             input="\n".join(requests) + "\n",
             stdout=subprocess.PIPE,
             encoding="utf-8",

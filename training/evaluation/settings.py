@@ -1,16 +1,16 @@
-"""What an evaluation is told."""
+"""Settings of an evaluation."""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from ...hypernoise_core.rewards import parse_weights
-from ..pipelines import EMBEDDED, EMBEDDED_ADAPTER, default_rewards
-from ..values import Place, expand_home
-from .method_table import BASE, METHODS, get_method
+from ...hypernoise_core.reward_names import parse_weights
+from ..embedded import EMBEDDED, EMBEDDED_ADAPTER, default_rewards
+from ..settings import PLACE
 
 _TABLE_STEPS = (1, 2, 4, 8, 16, 32)
 _ABLATION = re.compile(r"[\w.-]+=.+")
@@ -20,71 +20,80 @@ _ABLATION = re.compile(r"[\w.-]+=.+")
 class EvaluationConfig:
     """Settings of `hypernoise evaluate`.
 
+    An evaluation that was interrupted continues where it stopped. To share the work between GPUs
+    or processes, run: accelerate launch -m hypernoise.training.cli evaluate ...
+
+    With --layout the images of a benchmark's prompts are written for its own evaluation instead;
+    --data_dir is then a checkout of the benchmark.
+
     Raises:
         ValueError: a value is out of range, or a method lacks what it needs.
     """
 
-    model: Place = "tiny-sprint"
+    model: Annotated[str, PLACE] = "tiny-sprint"
     """Generator: tiny-sprint, sana, flux, sd-turbo, a diffusers folder, or a repository in the
     Hugging Face cache."""
     adapter: tuple[Path, ...] = ()
-    """Noise hypernetworks, one for each training seed: results are means over them. Default: the
+    """Noise hypernetworks, one per training seed; results are means over them. Default: the
     embedded one for tiny-sprint."""
     lora: tuple[Path, ...] = ()
-    """LoRAs on the generator for method finetune, from `hypernoise train --train_type finetune`."""
+    """LoRAs on the generator for the method finetune, from hypernoise train --train_type
+    finetune."""
     ablation: tuple[str, ...] = ()
-    """More hypernetworks or LoRAs as NAME=FILE, such as rank_8=FILE, in a table and a plot of their
-    own."""
+    """More hypernetworks or LoRAs as NAME=FILE, such as rank_8=FILE, for a table and a plot of
+    their own."""
     methods: tuple[str, ...] = ()
-    """Default: all of base, hypernoise, hypernoise_reno5, best_of_8, best_of_50, reno_50, finetune
-    and prompt_optimisation that can run; with --layout: base, hypernoise and finetune."""
+    """Methods to compare: base, hypernoise, hypernoise_reno5, best_of_8, best_of_50, reno_50,
+    finetune, prompt_optimisation. Default: all that can run; with --layout base, hypernoise and
+    finetune."""
     steps: tuple[int, ...] = ()
-    """Generator steps. Default: 1 2 4 8 16 32; with --layout: 1."""
+    """Numbers of generator steps. Default: 1 2 4 8 16 32; with --layout 1."""
     slow_steps: tuple[int, ...] = (1,)
-    """Those of them at which best_of_50 and reno_50 run."""
+    """Numbers of generator steps at which best_of_50 and reno_50 run."""
     seeds: int = 4
-    """Images of each prompt, from different noises."""
+    """Images per prompt, each from its own noise."""
 
-    task: Place | None = None
-    """Prompts, named as for `hypernoise train`. Default: held-out captions for tiny-sprint, else
+    task: Annotated[str | None, PLACE] = None
+    """Prompts, given as for hypernoise train. Default: held-out captions for tiny-sprint, otherwise
     example-prompts."""
     data_dir: Path | None = None
-    """Folder of the published prompt files; with --layout: the benchmark's checkout."""
+    """Folder of the published prompt files; with --layout the checkout of the benchmark."""
     prompt_column: str | None = None
-    """Column or key of the prompts in a file or data set."""
+    """Column or key that holds the prompts in a file or dataset."""
     per_category: int = 40
-    """Held-out captions of each of the tiny world's six categories."""
+    """Held-out captions from each of the six categories of the tiny world."""
     max_prompts: int | None = None
-    """So many of the task's prompts, at equal distances."""
+    """Maximum number of prompts, spread evenly over the task."""
     search_prompts: int | None = None
-    """So many of the prompts for methods that make several images of each, at equal distances."""
+    """Maximum number of prompts for methods that make several images per prompt."""
     multi_step_search_prompts: int | None = None
-    """So many for these methods at more than the fewest steps; default: search_prompts."""
+    """Maximum number of prompts for these methods beyond the smallest number of steps. Default:
+    search_prompts."""
     prompt_command: str | None = None
-    """A command that answers other wordings of prompts, for method prompt_optimisation: it reads
-    lines {"prompt": ...} and writes lines {"candidates": [...]}. Default: rules, for captions of
-    the tiny world."""
+    """Command that paraphrases prompts, for the method prompt_optimisation: it reads lines
+    {"prompt": ...} and writes lines {"candidates": [...]}. Default: rules for captions of the tiny
+    world."""
 
     rewards: str | None = None
-    """What is measured and searched by: names with weights, such as hps=5,clip=0.01, or paper.
-    Default: tiny-preference for tiny-sprint, else paper."""
+    """Rewards to measure and search with, and their weights: hps=5,clip=0.01, or paper. Default:
+    tiny-preference for tiny-sprint, otherwise paper."""
     rewards_folder: Path | None = None
-    """Folder of downloaded rewards; default: the Hugging Face cache."""
+    """Folder of downloaded reward weights. Default: the Hugging Face cache."""
     cache_dir: Path | None = None
     """Folder of downloaded models and encoded prompts."""
     image_size: int | None = None
-    """Height and width of the images in pixels; default: as in training."""
+    """Height and width of the images in pixels. Default: as in training."""
     precision: Literal["float32", "bfloat16"] | None = None
-    """Of the frozen networks; default: float32 for tiny-sprint, else bfloat16."""
+    """Precision of the frozen networks. Default: float32 for tiny-sprint, otherwise bfloat16."""
     batch_size: int = 8
-    """Images that run at a time in a process."""
+    """Images per forward pass in each process."""
     kl_noises: int = 4
-    """Noises at which the KL is estimated; 0: not at all."""
+    """Noises at which the KL divergence is estimated; 0 turns it off."""
 
     layout: Literal["geneval", "t2i-compbench", "dpg-bench"] | None = None
-    """Write images in the folders that this benchmark's own evaluation reads, and no report."""
+    """Write images in the folder layout of this benchmark instead of a report."""
     out: Path = Path("out/evaluation")
-    """Folder of the report; an evaluation that was cut off goes on there."""
+    """Output folder of the report."""
 
     def __post_init__(self) -> None:
         counts = ["seeds", "per_category", "batch_size", "image_size", "max_prompts"]
@@ -110,6 +119,8 @@ class EvaluationConfig:
             raise ValueError(f"{self.model} has no default hypernetwork: give --adapter FILE")
 
     def _check_method(self, name: str) -> None:
+        from .method_table import get_method
+
         needs = get_method(name).needs
         if needs == "adapter" and not self.adapters:
             raise ValueError(f"method {name} needs a hypernetwork: give --adapter FILE")
@@ -125,7 +136,7 @@ class EvaluationConfig:
     def ablations(self) -> dict[str, Path]:
         """Adapters of the ablation by name."""
         parts = (text.partition("=") for text in self.ablation)
-        return {name: Path(expand_home(file)) for name, _, file in parts}
+        return {name: Path(os.path.expanduser(file)) for name, _, file in parts}
 
     @property
     def chosen_steps(self) -> tuple[int, ...]:
@@ -156,6 +167,8 @@ class EvaluationConfig:
         Raises:
             ValueError: prompt_optimisation is requested without paraphrases.
         """
+        from .method_table import BASE, METHODS
+
         there = {None}
         there |= {"adapter"} if self.adapters else set()
         there |= {"lora"} if self.lora else set()

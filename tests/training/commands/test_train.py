@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from hypernoise.hypernoise_core.adapter import load_adapter
 from hypernoise.tests import warm
-from hypernoise.training.arguments import read_config
 from hypernoise.training.checkpoints import Checkpoints
 from hypernoise.training.commands import train as run
 from hypernoise.training.config import TrainingConfig
+from hypernoise.training.embedded import ASSETS
 from hypernoise.training.parts import choose_prompts
-from hypernoise.training.pipelines import ASSETS
+from hypernoise.training.settings import load_settings
 from hypernoise.training.tracking import read
 
 SETTINGS = {
@@ -153,7 +153,7 @@ def test_other_settings_cannot_resume_a_run(uninterrupted, folder):
 def test_a_run_that_goes_on_knows_its_evaluations_and_the_best(uninterrupted, folder, monkeypatch):
     monkeypatch.chdir(folder)
     shutil.copytree(uninterrupted, folder / "copy")
-    config = TrainingConfig(**read_config("config.toml") | {"save_dir": folder / "copy"})
+    config = replace(load_settings(TrainingConfig, "config.toml"), save_dir=folder / "copy")
     resumed = run.start(config, resume=True)
     totals = {row["step"]: row["evaluation/total"] for row in resumed.evaluations}
     assert list(totals) == [4, 8] and resumed.best == max(totals.values())

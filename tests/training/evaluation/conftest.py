@@ -18,8 +18,9 @@ from hypernoise.tests.training.evaluation.runs import (
     new_lora,
 )
 from hypernoise.tests.warm import hypernoise as run
+from hypernoise.training.embedded import ASSETS, EMBEDDED_ADAPTER
 from hypernoise.training.evaluation import methods
-from hypernoise.training.pipelines import ASSETS, EMBEDDED_ADAPTER, load_pipeline
+from hypernoise.training.pipelines import load_pipeline
 
 
 @pytest.fixture(scope="session")

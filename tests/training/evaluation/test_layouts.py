@@ -15,10 +15,10 @@ from hypernoise.tests.training.evaluation.runs import (
     images_of,
     pixels,
 )
+from hypernoise.training.embedded import EMBEDDED_ADAPTER
 from hypernoise.training.evaluation.layouts import write_layout
 from hypernoise.training.evaluation.runner import noise_seed
 from hypernoise.training.evaluation.settings import EvaluationConfig
-from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 
 
 def test_geneval_gets_its_metadata_and_the_images_of_each_prompt(checkouts, tmp_path, task):

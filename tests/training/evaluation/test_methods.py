@@ -13,8 +13,8 @@ from hypernoise.tests.training.evaluation.runs import (
     PROMPTS,
     new_lora,
 )
+from hypernoise.training.embedded import EMBEDDED_ADAPTER
 from hypernoise.training.evaluation import methods
-from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -23,6 +23,7 @@ from hypernoise.tests.training.evaluation.runs import (
 )
 from hypernoise.tests.warm import hypernoise as run
 from hypernoise.training.commands.evaluate import evaluate
+from hypernoise.training.embedded import EMBEDDED_ADAPTER
 from hypernoise.training.evaluation import (
     jobs,
     lpips,
@@ -30,7 +31,6 @@ from hypernoise.training.evaluation import (
     suite,
 )
 from hypernoise.training.evaluation.settings import EvaluationConfig
-from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 
 ALL = set(method_table.METHODS)
 

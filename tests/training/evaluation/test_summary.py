@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
+from hypernoise.training.embedded import EMBEDDED_ADAPTER
 from hypernoise.training.evaluation import tables
 from hypernoise.training.evaluation.adapters import Adapters
 from hypernoise.training.evaluation.eval_prompts import load_eval_prompts, select_prompts
@@ -17,7 +18,6 @@ from hypernoise.training.evaluation.runner import Runner, prepare_parts
 from hypernoise.training.evaluation.settings import EvaluationConfig
 from hypernoise.training.evaluation.suite import Suite
 from hypernoise.training.evaluation.summary import summarise
-from hypernoise.training.pipelines import EMBEDDED_ADAPTER
 from hypernoise.training.processes import join
 
 CAPTIONS = ["a red circle", "a blue square", "two circles"]  # colours twice, and counting

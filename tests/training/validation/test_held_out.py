@@ -17,7 +17,8 @@ from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
 from hypernoise.tests import warm
 from hypernoise.tests.rewards import stand_ins
-from hypernoise.training.pipelines import ASSETS, load_pipeline
+from hypernoise.training.embedded import ASSETS
+from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.tiny_world.captions import captions_by_category, parse_caption
 from hypernoise.training.tiny_world.checker import is_correct
 from hypernoise.training.validation.held_out import HeldOut, paired_gain

@@ -1,11 +1,10 @@
 """The command line, run as people run it."""
 
-import inspect
 import json
 import platform
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib import metadata
 
 import numpy as np
@@ -18,13 +17,14 @@ from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.generate import generate
 from hypernoise.tests.warm import hypernoise as run
 from hypernoise.training import cli, versions
-from hypernoise.training.command_line import bind
-from hypernoise.training.config import TrainingConfig
-from hypernoise.training.evaluation.settings import EvaluationConfig
-from hypernoise.training.pipelines import EMBEDDED_ADAPTER, load_pipeline
+from hypernoise.training.commands import settings
+from hypernoise.training.commands.settings import GenerateConfig
+from hypernoise.training.embedded import EMBEDDED_ADAPTER
+from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.prompt_files import read_prompts
 from hypernoise.training.published_models import PUBLISHED
 from hypernoise.training.report.figures import write_png
+from hypernoise.training.settings import read_settings
 
 
 def test_the_console_script_is_installed():
@@ -90,13 +90,12 @@ def test_reno_writes_better_images_and_the_noise_they_come_from(tmp_path):
     ("arguments", "message"),
     [
         (["generate"], "no prompt"),
-        (["generate", "--prompt", "a"], "generate has no flag --prompt: did you mean --prompts?"),
         (["reno"], "no prompt"),
         (["reno", "--prompts", "a", "--iterations", "0"], "iterations must be above 0"),
         (["reno", "--prompts", "a", "--rewards", "niceness"], "unknown reward 'niceness'"),
         (["reno", "--prompts", "a", "--height", "64"], "both --height and --width"),
         (["score", "gone", "--prompts", "p.txt", "--rewards", "redness"], "no folder gone"),
-        (["score", "gone", "--rewards", "redness"], "--prompts FILE"),
+        (["score", "gone", "--rewards", "redness"], "--prompts requires an argument"),
         (["download", "rewards", "niceness"], "unknown reward 'niceness'"),
         (["download", "pictures"], "cannot download 'pictures'"),
         (
@@ -136,42 +135,38 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
         (["foo"], "no command 'foo': there are demo, train,"),
         (["generat"], "no command 'generat': did you mean generate?"),
         (["--versoin"], "no command '--versoin'"),
-        (["generate", "--prompt", "a"], "generate has no flag --prompt: did you mean --prompts?"),
-        (["generate", "--prompt=a"], "generate has no flag --prompt: did you mean --prompts?"),
-        (["train", "--config", "tiny-sprint", "--stepz", "1"], "did you mean --steps?"),
-        (["train", "--save_dri", "x"], "no flag --save_dri: did you mean --save_dir?"),
-        (["train", "--no-memsav"], "no flag --no-memsav: did you mean --memsave?"),
-        (["train", "--clip_weight", "3"], "did you mean --clip_weighting?"),
-        (["train", "--modulate_noise"], "did you mean --enable_modulate_noise?"),
-        (["evaluate", "--sede", "1"], "did you mean --seeds?"),
-        (["score", "x", "--prompt", "p"], "did you mean --prompts?"),
-        (["reno", "--prompts", "a", "--zzz"], "reno has no flag --zzz, see hypernoise reno --help"),
-        (["info", "--adaptr=x"], "info: Missing value for argument 'adapter'"),
-        (["export", "--adapter", "a", "b"], "export: Missing value for argument 'adapter'"),
+        (["generate", "--prompt", "a"], "Unknown option: --prompt. Did you mean --prompts?"),
+        (["generate", "--prompt=a"], "Did you mean --prompts?"),
+        (["train", "--config", "tiny-sprint", "--stepz", "1"], "Did you mean --steps?"),
+        (["train", "--save_dri", "x"], "Unknown option: --save_dri. Did you mean --save_dir?"),
+        (["train", "--no-memsav"], "Unknown option: --no-memsav. Did you mean --no-memsave?"),
+        (["train", "--clip_weight", "3"], "Did you mean --clip_weighting?"),
+        (["train", "--modulate_nois"], "Did you mean --modulate_noise?"),
+        (["train", "--config", "sanna"], "there is no config file"),
+        (["evaluate", "--config", "sana"], "configs/sana.toml"),
+        (["evaluate", "--sede", "1"], "Did you mean --seeds?"),
+        (["score", "x", "--prompt", "p"], "Did you mean --prompts"),
+        (["reno", "--prompts", "a", "--zzz"], "Unknown option: --zzz. See hypernoise reno --help"),
+        (["info", "--adaptr=x"], "Did you mean --adapter?"),
         (["generate", "--prompts", "-red"], "is joined to its flag, as in --prompts=-a"),
-        (["generate", "a red circle"], "generate does not take 'a red circle'"),
-        (["info"], "info: Missing from hypernoise info: PATH A .safetensors file"),
-        (["export", "a"], "export: Missing from hypernoise export: PATH The file to write"),
-        (["generate", "--steps"], "Missing value for argument '--steps'"),
-        (["generate", "--steps", "--seed", "1"], "Missing value for argument '--steps'"),
-        (["generate", "--steps", "x"], "Error parsing --steps: invalid literal for int()"),
-        (["generate", "--height", "x"], "Error parsing --height: "),
-        (
-            ["train", "--lr", "fast"],
-            "Error parsing --lr: could not convert",
-        ),
-        (
-            ["train", "--hps_weighting", "much"],
-            "--hps_weighting/--hps-weighting: invalid float value",
-        ),
-        (
-            ["train", "--optim", "foo"],
-            "invalid choice 'foo' for argument '--optim'",
-        ),
-        (["evaluate", "--layout", "foo"], "invalid choice 'foo' for argument '--layout'"),
+        (["generate", "a red circle"], "Unused Tokens: ['a red circle']"),
+        (["info"], "info: Parameter --adapter requires an argument"),
+        (["export", "a"], "export: Parameter --out requires an argument"),
+        (["score", "x"], "score: Parameter --prompts requires an argument"),
+        (["generate", "--steps"], "--steps requires an argument"),
+        (["generate", "--steps", "--seed", "1"], "--steps requires an argument"),
+        (["generate", "--steps", "x"], 'Invalid value for --steps: unable to convert "x" into int'),
+        (["generate", "--steps", "1.5"], 'unable to convert "1.5" into int'),
+        (["generate", "--height", "x"], "Invalid value for --height: "),
+        (["train", "--lr", "fast"], 'Invalid value for --lr: unable to convert "fast" into float'),
+        (["train", "--hps_weighting", "much"], "Invalid value for --hps_weighting: "),
+        (["train", "--disable_hps", "--hps_weighting", "1"], "--disable_hps contradicts"),
+        (["train", "--red_weighting", "1"], "add --enable_red"),
+        (["train", "--optim", "foo"], 'Invalid value "foo" for --optim. Choose from: "sgd"'),
+        (["evaluate", "--layout", "foo"], 'Invalid value "foo" for --layout. Choose from'),
         (["evaluate", "--seeds", "0"], "seeds must be at least 1, not 0"),
         (["train", "--batch_size", "0"], "batch_size must be above 0, not 0"),
-        (["train", "--resume=yes"], "train does not take 'yes'"),
+        (["train", "--resume=perhaps"], 'unable to convert "perhaps" into bool'),
         (["generate", "--prompts", "a", "--out", "file/b"], "--out file/b: "),
         (["generate", "--prompts", "a", "--out", "a" * 300], "File name too long"),
         (["reno", "--prompts", "a", "--out", "file"], "choose another --out"),
@@ -264,8 +259,8 @@ def test_a_folder_with_files_of_others_is_not_written_over(
 
 
 def test_texts_that_begin_with_a_dash_are_prompts():
-    def prompts(*arguments: str) -> list[str]:
-        return read_prompts(bind(cli.generate, arguments).keywords["prompts"], None)
+    def prompts(*words: str) -> list[str]:
+        return read_prompts(read_settings(GenerateConfig, words, "generate").prompts, None)
 
     assert prompts("--prompts", "-a red circle", "--help me", "b", "-5") == [
         "-a red circle", "--help me", "b", "-5",
@@ -274,29 +269,31 @@ def test_texts_that_begin_with_a_dash_are_prompts():
     assert prompts("--prompts=--steps=3") == ["--steps=3"]
 
 
-def test_none_takes_back_what_a_config_says():
-    config = bind(cli.train, ["--steps", "None"], TrainingConfig(steps=3)).keywords["settings"]
-    assert config.steps is None
-
-
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_help_lists_every_flag(name, monkeypatch, capsys):
+def test_help_says_of_every_flag_what_it_is(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "250")
     monkeypatch.setattr(sys, "argv", ["hypernoise", name, "--help"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     text = capsys.readouterr().out
-    assert not ended.value.code and text.startswith(f"usage: hypernoise {name} ")
-    settings = {"train": TrainingConfig, "evaluate": EvaluationConfig}.get(name)
-    parameters = inspect.signature(cli.COMMANDS[name]).parameters.values()
-    names = {p.name for p in parameters if p.default is not p.empty}
-    if settings is not None:
-        names |= {field.name for field in fields(settings)} - {"rewards", "modulate_noise"}
-    assert names or name == "info"
-    for flag in names:
-        assert f"--{flag.replace('_', '-')}" in text, flag
+    summary = cli.COMMANDS[name].summary
+    assert not ended.value.code and text.startswith(f"Usage: hypernoise {name} ")
+    assert summary in text and "Raises" not in text and "ValueError" not in text
+    listed = [line.strip("│ *") for line in text.splitlines() if line.startswith("│")]
+    of_flag = {word: line for line in listed for word in line.split() if word.startswith("--")}
+    for flag in [*flags(getattr(settings, cli.COMMANDS[name].settings)), "config"]:
+        _, _, words = of_flag[f"--{flag}"].partition("  ")
+        assert len(words.split()) > 1, flag
     monkeypatch.setattr(sys, "argv", ["hypernoise"])
     cli.main()
-    assert f"\n  {name} " in capsys.readouterr().out
+    assert f"\n  {name} " in (overview := capsys.readouterr().out) and summary in overview
+
+
+def flags(kind: type) -> list[str]:
+    """The fields of a dataclass of settings, and of the dataclasses in it."""
+    nested = {field.name: field.default for field in fields(kind) if is_dataclass(field.default)}
+    inner = [flag for value in nested.values() for flag in flags(type(value))]
+    return [field.name for field in fields(kind) if field.name not in nested] + inner
 
 
 def test_the_version_is_ready_for_a_report(monkeypatch, capsys):
@@ -322,33 +319,60 @@ def test_the_version_is_told_where_packages_are_missing(monkeypatch, capsys):
 
 
 def test_a_missing_package_is_told_with_its_command(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    for module in ("command_line", "values"):
-        monkeypatch.delitem(sys.modules, f"hypernoise.training.{module}")
+    monkeypatch.setitem(sys.modules, "cyclopts", None)
+    for module in ("settings", "config", "commands.settings", "evaluation.settings"):
+        monkeypatch.delitem(sys.modules, f"hypernoise.training.{module}", raising=False)
     monkeypatch.setattr(sys, "argv", ["hypernoise", "generate"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert "tyro" in (message := capsys.readouterr().err) and message.count("\n") == 1
+    assert "cyclopts" in (message := capsys.readouterr().err) and message.count("\n") == 1
     assert 'pip install "hypernoise[train]"' in message
 
 
-def test_a_command_imports_what_it_needs_alone(tmp_path):
-    """A mistyped one nothing, and `info` no library of the generators."""
+def test_help_and_mistakes_import_no_torch():
+    """Of any command."""
+    script = (
+        "import contextlib, sys\n"
+        "from hypernoise.training import cli\n"
+        "cli.main()\n"
+        "for name in cli.COMMANDS:\n"
+        "    for flag in ('--help', '--no_such_flag'):\n"
+        "        sys.argv = ['hypernoise', name, flag]\n"
+        "        with contextlib.suppress(SystemExit):\n"
+        "            cli.main()\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("Unknown option: --no_such_flag") == len(cli.COMMANDS)
+
+
+def test_a_command_imports_what_it_needs_alone():
+    """`info` no library of the generators."""
     script = (
         "import sys\n"
         "from hypernoise.training import cli\n"
-        "sys.argv = ['hypernoise', 'generate', '--prompt', 'a']\n"
-        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert end.code == 2\n"
-        "assert 'torch' not in sys.modules\n"
         f"sys.argv = ['hypernoise', 'info', {str(EMBEDDED_ADAPTER)!r}]\n"
         "cli.main()\n"
         "print(*{'diffusers', 'transformers', 'accelerate'} & sys.modules.keys(), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.splitlines()[1:] == [""]
+    assert result.stderr.splitlines() == [""]
     assert json.loads(result.stdout)["kind"] == "noise hypernetwork"
+
+
+def test_an_error_that_is_not_the_user_s_keeps_its_traceback_and_says_where_to_report_it(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(json, "dumps", None)
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, "info", str(EMBEDDED_ADAPTER))
+    lines = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and lines[0].startswith("Traceback")
+    assert "TypeError" in lines[-2] and lines[-1].startswith("hypernoise: unexpected error")
+    assert lines[-1].endswith("/issues")
 
 
 def test_a_short_demo_writes_the_whole_report(tmp_path):

@@ -1,0 +1,22 @@
+"""`hypernoise download`: the weights of rewards, from the Hugging Face hub."""
+
+from ...hypernoise_core.rewards import WeightStore, get_reward, paper_weights
+from ..writable import check_folder
+from .settings import DownloadConfig
+
+
+def run(config: DownloadConfig) -> None:
+    """Downloads the weights that are not there yet, checks all of them and prints their paths.
+
+    Raises:
+        ValueError: there is no such thing to download, or no such reward.
+    """
+    kind, *names = config.what
+    if kind != "rewards":
+        raise ValueError(f"cannot download {kind!r}, only rewards: hypernoise download rewards")
+    if config.folder is not None:
+        check_folder(config.folder, "--folder")
+    store = WeightStore(config.folder)
+    chosen = [get_reward(name) for name in names or paper_weights()]
+    for file in dict.fromkeys(file for cls in chosen for file in cls.files):
+        print(store.fetch(file))
