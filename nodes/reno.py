@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..hypernoise_core.reno import RenoConfig
-from . import comfy_model, noise_search, pictures, widgets
+from . import comfy_model, pictures, reno_search, widgets
 from .rewards import Rewards, RewardType
 
 _PREVIEW = 512  # pixels at most
@@ -154,7 +154,7 @@ class ReNO(io.ComfyNode):
             shown = pictures.to_pil(torch.cat(list(captioned(images, scores)[:4]), dim=1))
             progress.update_absolute(step, iterations, ("JPEG", shown, _PREVIEW))
 
-        result = noise_search.search(
+        result = reno_search.search(
             model, positive, vae, reward, prompt, start, noise.seed, config, on_step
         )
         progress.update_absolute(iterations, iterations)

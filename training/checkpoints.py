@@ -1,10 +1,11 @@
-"""Checkpoints of a run, written atomically; the newest ones are kept.
+"""Checkpoints of a run, written atomically: the newest ones, and the best adapter.
 
-Each is two files: the state to resume from, and the adapter at that update.
+A checkpoint is two files: the state to resume from, and the adapter at that update.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import zipfile
@@ -15,6 +16,9 @@ from typing import Any
 import torch
 
 from ..hypernoise_core.atomic_file import atomic_writer
+
+BEST = "best.safetensors"
+"""The adapter as of the best evaluation."""
 
 _NAME = re.compile(r"step_\d{9}\.(pt|safetensors)")
 
@@ -85,6 +89,32 @@ class Checkpoints:
             return torch.load(paths[-1], map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
             raise damaged(paths[-1], error) from error
+
+
+class BestCheckpoint:
+    """The adapter as of the best evaluation, in the folder of a run.
+
+    Attributes:
+        reward: total reward of that evaluation; None: no evaluation so far.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.reward = folder / BEST, None
+
+    def update(self, reward: float, save_adapter: Callable[[Path], None]) -> None:
+        """Saves the adapter if its reward is the highest so far, which NaN never is.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if not math.isnan(reward) and (self.reward is None or reward > self.reward):
+            save_adapter(self.path)
+            self.reward = reward
+
+    def resume(self, reward: float | None) -> bool:
+        """Continues with the best reward so far; False: its file is missing, so it starts anew."""
+        self.reward = reward if self.path.is_file() else None
+        return self.reward == reward
 
 
 def damaged(path: Path, reason: Exception) -> ValueError:

@@ -1,4 +1,4 @@
-"""Optimizers and learning rates by the names of the configuration."""
+"""Optimizers, learning rates with warm-up, and the moving average (EMA) of the weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .config import TrainingConfig
 
@@ -27,6 +28,13 @@ def make_optimizer(
             return torch.optim.LBFGS(
                 parameters, config.lr, max_iter=10, history_size=3, line_search_fn="strong_wolfe"
             )
+
+
+def make_average(adapter: nn.Module, decay: float) -> AveragedModel | None:
+    """The exponential moving average (EMA) of an adapter's weights; None for a decay of 0."""
+    if not decay:
+        return None
+    return AveragedModel(adapter, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def share_done(step: int, steps: int, seconds: float, max_seconds: float | None) -> float:

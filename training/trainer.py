@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import record_function
 
 from ..hypernoise_core.adapter import load_adapter
@@ -28,7 +27,7 @@ from ..hypernoise_core.rewards import Ensemble
 from .batches import Batch, BatchPlan
 from .config import TrainingConfig
 from .loss import regulariser
-from .optimization import learning_rate, make_optimizer, share_done
+from .optimization import learning_rate, make_average, make_optimizer, share_done
 from .processes import join
 
 MAX_SKIPPED = 50
@@ -93,10 +92,7 @@ class Trainer:
         self.latent_shape = self.family.latent_shape(pipeline, *size)
         adapter = make_adapter(self.network, self.family, config, base_model)
         self.adapter: Adapter = adapter.to(self.accelerator.device)
-        self._average = None
-        if config.ema_decay:
-            average = get_ema_multi_avg_fn(config.ema_decay)
-            self._average = AveragedModel(self.adapter, multi_avg_fn=average)
+        self._average = make_average(self.adapter, config.ema_decay)
         self._parameters = list(self.adapter.parameters())
         self._optimizer = make_optimizer(self._parameters, config)
         self.step = 0

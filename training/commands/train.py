@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from ...hypernoise_core.errors import RewardError
 from ...hypernoise_core.generator_lora import save_generator_lora
 from ...hypernoise_core.hypernetwork import sample_noise
 from .. import writable
-from ..checkpoints import Checkpoints, damaged
+from ..checkpoints import BEST, BestCheckpoint, Checkpoints, damaged
 from ..config import TrainingConfig
 from ..config_files import to_toml
 from ..estimate import estimate
@@ -47,8 +46,6 @@ from .settings import TrainCommand
 
 CONFIG = "config.toml"
 """The settings of the run."""
-BEST = "best.safetensors"
-"""The adapter as of the best evaluation."""
 KL_IMAGES = 4
 """Noises at which an evaluation estimates the KL."""
 
@@ -161,7 +158,7 @@ class Run:
         self.trainer = parts.trainer(config)
         self.checkpoints = Checkpoints(self.folder / _CHECKPOINTS, config.keep_last)
         self.evaluations: list[Metrics] = []
-        self.best: float | None = None
+        self.best = BestCheckpoint(self.folder)
         self._evaluated = 0  # the update of the last evaluation
         self._recorded = 0  # the last update that metrics.jsonl has
         self._fingerprint = _fingerprint(config, parts)
@@ -327,10 +324,7 @@ class Run:
         self.log.write(step, metrics, kind="evaluation")
         for title, path in evaluation.write_pictures(self.folder / PICTURES, step).items():
             self.log.picture(step, title, path)
-        total = metrics["evaluation/total"]
-        if not math.isnan(total) and (self.best is None or total > self.best):
-            self._save_adapter(self.folder / BEST)
-            self.best = total
+        self.best.update(metrics["evaluation/total"], self._save_adapter)
         self._write_report()
         self.evaluations.append({"step": step, **metrics})
         self._warn()
@@ -386,7 +380,7 @@ class Run:
             "fingerprint": self._fingerprint,
             "length": self._length,
             "evaluations": self.evaluations,
-            "best": self.best,
+            "best": self.best.reward,
         }
         try:
             self.checkpoints.save(self.trainer.step, state, self._save_adapter)
@@ -423,18 +417,17 @@ class Run:
     def _take_over(self, state: dict[str, Any]) -> None:
         if not isinstance(state["step"], int):
             raise TypeError(f"its step is {state['step']!r}")
-        self.evaluations, self.best = list(state["evaluations"]), state["best"]
+        self.evaluations, best = list(state["evaluations"]), state["best"]
         self._evaluated = self.evaluations[-1]["step"] if self.evaluations else 0
         self.trainer.load_state_dict(state)
         self._recorded = self.trainer.step
         if "length" in state:  # earlier versions did not note it
             self._tell_of_new_length(state["length"])
-        if self.best is not None and not (self.folder / BEST).is_file():
+        if not self.best.resume(best):
             self.parts.accelerator.print(
-                f"warning: {self.folder / BEST} is missing: the next best evaluation writes it",
+                f"warning: {self.best.path} is missing: the next best evaluation writes it",
                 file=sys.stderr,
             )
-            self.best = None
 
     @property
     def _length(self) -> dict[str, float | None]:

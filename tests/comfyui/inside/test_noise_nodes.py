@@ -89,7 +89,7 @@ def test_reno_starts_from_the_modulated_noise_whatever_image_gives_the_size(
         starts.append(start)
         raise InterruptedError
 
-    monkeypatch.setattr(comfy.ours("nodes.noise_search"), "search", search)
+    monkeypatch.setattr(comfy.ours("nodes.reno_search"), "search", search)
     settings = {"iterations": 1, "learning_rate": 1.0, "max_grad_norm": 1.0, "penalty": 0.0}
     modulated = modulate(comfy, loaded, noise)
     for latent in (loaded.latent, IMAGE):

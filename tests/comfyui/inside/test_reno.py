@@ -207,7 +207,7 @@ def search_in_stand_in(comfy, built, **settings):
         patcher = comfy.ours("nodes.comfy_model").manage(torch.nn.Identity())
 
     Vae.first_stage_model.decode = lambda latents: latents[:, :3].repeat(1, 1, 8, 8) / 100
-    return comfy.ours("nodes.noise_search").search(
+    return comfy.ours("nodes.reno_search").search(
         built.model, built.positive, Vae, rewards, PROMPT, built.noise, 0,
         RenoConfig(iterations=5, **settings), lambda *step: None,
     )  # fmt: skip

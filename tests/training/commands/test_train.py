@@ -156,7 +156,7 @@ def test_a_run_that_goes_on_knows_its_evaluations_and_the_best(uninterrupted, fo
     config = replace(load_settings(TrainingConfig, "config.toml"), save_dir=folder / "copy")
     resumed = run.start(config, resume=True)
     totals = {row["step"]: row["evaluation/total"] for row in resumed.evaluations}
-    assert list(totals) == [4, 8] and resumed.best == max(totals.values())
+    assert list(totals) == [4, 8] and resumed.best.reward == max(totals.values())
 
 
 def test_a_run_goes_on_with_the_same_weights_wherever_they_lie_and_with_no_others(
