@@ -246,7 +246,7 @@ def test_top_level_package_imports_only_the_standard_library():
 ROOMS = (
     "hypernoise_core/families/",
     "hypernoise_core/rewards/",
-    "hypernoise_core/reward_names.py",  # the registry, which must not import torch
+    "hypernoise_core/reward_registry.py",  # the registry, which must not import torch
     "nodes/sana_sprint/",  # the nodes of that family
     "training/tiny_world/recipe/",  # makes the embedded reward
 )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 
-from ..hypernoise_core.reward_names import check_reward, paper_weights, parse_weights
+from ..hypernoise_core.reward_registry import check_reward, paper_weights, parse_weights
 from ..hypernoise_core.seeds import check_seeds
 from .settings import PLACE
 

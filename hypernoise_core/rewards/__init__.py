@@ -4,7 +4,8 @@ ensemble = load_rewards({"hps": 5.0, "imagereward": 1.0})
 scores = ensemble.score(images, prompts)  # (B,), higher is better, differentiable in images
 """
 
-from ..reward_names import paper_weights, parse_weights
+from ..reward_registry import paper_weights, parse_weights
+from .classes import REWARDS, get_reward
 from .comparison import Comparison, compare
 from .ensemble import (
     Ensemble,
@@ -12,7 +13,6 @@ from .ensemble import (
     reward_identities,
     score_in_batches,
 )
-from .registry import REWARDS, get_reward
 from .reward import Reward
 from .weights import WeightStore
 

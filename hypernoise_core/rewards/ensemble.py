@@ -13,8 +13,8 @@ from torch.profiler import record_function
 
 from ..errors import RewardError
 from ..file_identity import identity_of
+from .classes import get_reward
 from .images import ImageBatch
-from .registry import get_reward
 from .reward import Reward, check_batch
 from .weights import WeightStore
 

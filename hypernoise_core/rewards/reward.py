@@ -36,7 +36,7 @@ class NetworkSize:
 class Reward(nn.Module, ABC):
     """A scorer that owns its weights and its preprocessing; higher is better.
 
-    To add one: a file with a subclass, its line in `REWARDS`, its name in `reward_names.NAMES`.
+    To add one: a file with a subclass here, and a line in `reward_registry.CLASSES`.
     """
 
     name: ClassVar[str]

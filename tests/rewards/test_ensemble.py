@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hypernoise.hypernoise_core.errors import RewardError
-from hypernoise.hypernoise_core.reward_names import NAMES
+from hypernoise.hypernoise_core.reward_registry import NAMES
 from hypernoise.hypernoise_core.rewards import (
     REWARDS,
     Ensemble,

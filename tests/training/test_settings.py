@@ -5,7 +5,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from hypernoise.hypernoise_core.reward_names import paper_weights
+from hypernoise.hypernoise_core.reward_registry import paper_weights
 from hypernoise.hypernoise_core.rewards import REWARDS
 from hypernoise.training import cli
 from hypernoise.training.commands import settings

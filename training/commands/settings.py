@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ...hypernoise_core.reno_config import RenoConfig
-from ...hypernoise_core.reward_names import NAMES, PAPER_WEIGHTS
+from ...hypernoise_core.reward_registry import NAMES, PAPER_WEIGHTS
 from ..config import TrainingConfig
 from ..evaluation.settings import EvaluationConfig
 from ..settings import FLAT, PLACE

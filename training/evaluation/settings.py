@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ...hypernoise_core.reward_names import parse_weights
+from ...hypernoise_core.reward_registry import parse_weights
 from ..embedded import EMBEDDED, EMBEDDED_ADAPTER, default_rewards
 from ..settings import PLACE
 

@@ -1,10 +1,10 @@
-"""The classes of the rewards, in the order of `reward_names.CLASSES`."""
+"""The classes of the rewards, in the order of `reward_registry.CLASSES`."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from ..reward_names import CLASSES, check_reward
+from ..reward_registry import CLASSES, check_reward
 from .reward import Reward
 
 
