@@ -212,10 +212,10 @@ def test_a_schedule_that_another_length_changes_is_told(work, reference, tmp_pat
 
 def test_ctrl_c_while_a_run_starts_ends_it_in_one_line(work, tmp_path, tally):
     first = (
-        "import os, signal, hypernoise.training.commands.train as run\n"
+        "import os, signal, hypernoise.training.parts as parts\n"
         # Where tests are a shell's background job, their processes are born deaf to it.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "run.load_pipeline = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+        "parts.load_pipeline = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
     )
     result = train(work, "--save_dir", tmp_path / "run", first=first)
     assert result.returncode == 130 and result.message == "hypernoise: interrupted"
