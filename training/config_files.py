@@ -65,11 +65,11 @@ def check_path(text: str, where: str) -> None:
 
 
 def to_toml(settings: DataclassInstance) -> str:
-    """All settings as `--config` reads them. TOML has no None: such settings are left out."""
+    """All settings as `--config` reads them; None, which TOML lacks, and () are left out."""
     import tomli_w
 
     values = {f.name: getattr(settings, f.name) for f in fields(settings)}
-    return tomli_w.dumps({k: _plain(v) for k, v in values.items() if v is not None})
+    return tomli_w.dumps({k: _plain(v) for k, v in values.items() if v not in (None, ())})
 
 
 def _plain(value: Any) -> Any:

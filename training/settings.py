@@ -119,6 +119,8 @@ def _complete(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
         for argument in arguments:
             if (key := lists.get(argument.name)) and get_origin(argument.hint) is not tuple:
                 raise ValueError(f"{path}: [{key}] takes one value, not a list")
+        if empty := [key for key, value in values.items() if value == []]:
+            raise ValueError(f"{path}: [{empty[0]}] is an empty list; leave the key out")
         Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
     for argument in arguments:
         _check(argument)

@@ -43,6 +43,12 @@ def test_shipped_configs_survive_being_written_and_read(name, tmp_path):
     assert load_settings(kind, tmp_path / "again.toml") == config != kind()
 
 
+def test_an_empty_list_in_a_file_is_named(tmp_path):
+    (tmp_path / "mine.toml").write_text("steps = []\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"mine\.toml: \[steps\] is an empty list"):
+        load_settings(EvaluationConfig, tmp_path / "mine.toml")
+
+
 def test_texts_that_need_quoting_survive_being_written_and_read(tmp_path):
     text = 'a "red" \\ circle,\n\tb=c # é'
     config = TrainingConfig(noise_prompt=text, data_dir=Path("a b"), max_seconds=None, steps=7)
