@@ -47,5 +47,5 @@ def test_the_help_panel_shows_our_page(canvas: Canvas):
         "() => app.canvas.selectNode(app.graph._nodes.find(n => n.type === 'HyperNoise_Apply'))"
     )
     canvas.page.get_by_test_id("info-button").first.click()
-    canvas.page.get_by_text("Just before sampling starts, the model").wait_for()
+    canvas.page.get_by_text("Just before sampling starts, it runs").wait_for()
     canvas.screenshot("help")
