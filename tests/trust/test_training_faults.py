@@ -450,7 +450,7 @@ def test_prompts_may_change_while_a_run_is_under_way_but_not_before_it_goes_on(
             file.write_text(content)
         result = train(task, *same_task, "--resume")
         assert result.returncode == 2, name
-        told = {"empty": "holds no prompt", "gone": "prompts.txt"}
+        told = {"empty": "contains no prompts", "gone": "prompts.txt"}
         assert told.get(name, "with SHA-256") in result.message, result.message
         assert contents(run) == before, name
         counts.count("refused at --resume")
