@@ -486,7 +486,7 @@ def test_many_8_bit_floats_are_read_to_the_last(tmp_path):
     ("dtype", "message"),
     [
         (torch.uint16, "of a dtype that is not read.*convert it to float16"),
-        (torch.float8_e5m2, "8-bit floats: write it as .safetensors, or convert it to"),
+        (torch.float8_e5m2, "8-bit floats: save it as .safetensors, or convert it to"),
     ],
 )
 def test_a_dtype_that_is_not_read_from_a_bin_is_not_called_damage(tmp_path, dtype, message):

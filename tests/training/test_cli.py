@@ -150,7 +150,7 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
         (["info", "--adaptr=x"], "Did you mean --adapter?"),
         (
             ["generate", "--prompts", "-red"],
-            "to its flag, as in --prompts=-a",
+            "Join a value that starts with - to its flag, as in --prompts=-a",
         ),
         (["generate", "a red circle"], "Unused Tokens: ['a red circle']"),
         (["info"], "info: Parameter --adapter requires an argument"),

@@ -94,7 +94,7 @@ def test_prompt_goes_before_caption_and_caption_before_text(tmp_path):
         (
             "a.txt",
             b"good\n\nwi\x00th\n",
-            r"a\.txt, line 3: .*contain the character '\\x00'",
+            r"a\.txt, line 3: a prompt cannot contain the character '\\x00'",
         ),
         ("a.txt", b"\n  \n", r"a\.txt contains no prompts"),
         ("a.json", b'["a",\n "b",,]', r"a\.json, line 2: invalid JSON"),
@@ -107,12 +107,12 @@ def test_prompt_goes_before_caption_and_caption_before_text(tmp_path):
         (
             "a.jsonl",
             b'{"prompt": "a"}\n{"x": "b"}',
-            r"a\.jsonl, line 2: there is no key prompt",
+            r"a\.jsonl, line 2: there is no key prompt, only x",
         ),
         (
             "a.jsonl",
             b'{"prompt": "a"}\n{"prompt": ["b"]}',
-            r"a\.jsonl, line 2: a prompt must be",
+            r"a\.jsonl, line 2: a prompt must be a string",
         ),
         ("a.csv", b"prompt\ntwo cats, asleep\n", r"a\.csv, line 2: 2 values for 1 columns"),
         ("a.csv", b"n,prompt\n1,good\n2\n", r"a\.csv, line 3: 1 values for 2 columns"),
@@ -307,7 +307,7 @@ def test_a_data_set_that_cannot_be_reached_is_told_by_name(tmp_path):
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
     )
     assert result.stdout.startswith(
-        ("refused: cannot read the split train of nobody/no-such-prompts")
+        "refused: cannot read the split train of nobody/no-such-prompts"
     ), result.stderr
 
 

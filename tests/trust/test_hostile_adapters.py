@@ -419,7 +419,7 @@ def old_format_without_data(path: Path) -> None:
 
 PICKLED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "damaged"),
-    "a zip without tensors": (lambda path: zipped([1])(path), "does not hold tensors by name"),
+    "a zip without tensors": (lambda path: zipped([1])(path), "does not contain tensors by name"),
     "a text": (lambda path: path.write_text("no tensors"), "damaged"),
     "numbers as names": (lambda path: torch.save({1: torch.zeros(2)}, path), "tensors by name"),
     "a list of tensors": (lambda path: torch.save([torch.zeros(2)], path), "tensors by name"),
@@ -428,14 +428,20 @@ PICKLED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor made on the spot": (zipped({KEY: Call(torch.FloatTensor, 10**10)}), "FloatTensor"),
     "compressed a thousandfold": (compressed, "is compressed"),
     "an old file with a zip behind it": (old_with_a_zip, "refers to .*bytearray"),
-    "two directories": (two_directories, "does not end as torch's files do"),
+    "two directories": (
+        two_directories,
+        "does not end with one directory of its entries, as torch's files do",
+    ),
     "bytes behind the archive": (changed_bin(lambda b: b + b"x"), "does not end as"),
     "a comment of the archive": (
         changed_bin(lambda b: b[:-2] + b"\4\0" + b"text"),
         "does not end as",
     ),
     "bytes before the archive": (changed_bin(lambda b: b[:4] + b"x" * 99 + b), "does not end as"),
-    "bytes that the directory knows of": (bytes_before_the_first_part, "before its first part"),
+    "bytes that the directory knows of": (
+        bytes_before_the_first_part,
+        "data before its first entry",
+    ),
     "another number of parts": (
         changed_bin(lambda b: b[:-14] + b"\1\0\1\0" + b[-10:]),
         "does not end as",
@@ -447,7 +453,7 @@ PICKLED: dict[str, tuple[Callable[[Path], object], str]] = {
     "two pickles of a name": (same_name_twice, "same name"),
     "a pickle in capitals": (capital_pickle, "refers to .*bytearray"),
     "a tar archive": (in_a_tar, "is a tar archive"),
-    "parts in parts": (overlapping_parts, "reaches into the next"),
+    "parts in parts": (overlapping_parts, "overlaps the next one"),
     "a shape beyond its data": (expanded, "larger than the file"),
     "one tensor a thousand times": (shared, "larger than the file"),
     "an old file without its data": (old_format_without_data, "damaged"),

@@ -405,7 +405,9 @@ def test_a_table_of_other_rewards_is_left_alone(images, prompts, tmp_path):
 
 def test_two_prompts_of_one_image_are_named(tmp_path):
     (file := tmp_path / "p.csv").write_text("image,prompt\na.png,red\n./a.png,blue\na.png,red\n")
-    with pytest.raises(ValueError, match=r"line 3: './a.png' has a different prompt in line 2"):
+    with pytest.raises(
+        ValueError, match=r"p.csv, line 3: './a.png' has a different prompt in line 2"
+    ):
         read_prompts(file, tmp_path, ["a.png"])
 
 
@@ -485,7 +487,7 @@ def test_prompts_are_read(tmp_path, name, text, expected):
         (
             "p.jsonl",
             '{"image": "a.png", "text": "x"}\n{"text": "x"}',
-            "line 2: the image name is",
+            "line 2: the image name is missing",
         ),
         ("p.docx", "one\nx\n", r"p\.docx: cannot read prompts from a \.docx file; use .*\.jsonl"),
         ("p.csv", "image,words\na.png,one\n", "no column prompt"),
