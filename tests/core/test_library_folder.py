@@ -44,7 +44,7 @@ def test_the_weights_without_a_variant_come_first(tmp_path, names, variant):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "no weights at all"),
+        ([], "no weights"),
         (["model.bin"], r"no .safetensors file \(model.bin\)"),
         (["model.fp16.safetensors", "model.bf16.safetensors"], "several variants .*bf16, fp16"),
         (["model-00001-of-00002.safetensors"], "no weights under a name"),

@@ -432,19 +432,25 @@ PICKLED: dict[str, tuple[Callable[[Path], object], str]] = {
         two_directories,
         "does not end with one directory of its entries, as torch's files do",
     ),
-    "bytes behind the archive": (changed_bin(lambda b: b + b"x"), "does not end as"),
+    "bytes behind the archive": (
+        changed_bin(lambda b: b + b"x"),
+        "does not end with one directory",
+    ),
     "a comment of the archive": (
         changed_bin(lambda b: b[:-2] + b"\4\0" + b"text"),
-        "does not end as",
+        "does not end with one directory",
     ),
-    "bytes before the archive": (changed_bin(lambda b: b[:4] + b"x" * 99 + b), "does not end as"),
+    "bytes before the archive": (
+        changed_bin(lambda b: b[:4] + b"x" * 99 + b),
+        "does not end with one directory",
+    ),
     "bytes that the directory knows of": (
         bytes_before_the_first_part,
         "data before its first entry",
     ),
     "another number of parts": (
         changed_bin(lambda b: b[:-14] + b"\1\0\1\0" + b[-10:]),
-        "does not end as",
+        "does not end with one directory",
     ),
     "100,000 tensors": (
         zipped({str(i): Call(OrderedDict) for i in range(100_000)}),
