@@ -61,7 +61,9 @@ def check_path(text: str, where: str) -> None:
         ValueError: the path contains a control character; names `where` it is from.
     """
     if control := _CONTROL.search(text):
-        raise ValueError(f"{where} contains {control[0]!r}, which no path can: {_BACKSLASHES}")
+        raise ValueError(
+            f"{where} contains {control[0]!r}, which no path can contain: {_BACKSLASHES}"
+        )
 
 
 def to_toml(settings: DataclassInstance) -> str:

@@ -37,7 +37,7 @@ PLACE = Parameter(converter=_place)
 """For a string that is a path or another name, such as that of a model."""
 
 _CONFIG = Parameter(
-    help="Config file: a .toml file of yours, or the name of a shipped one. Flags override it."
+    help="Config file: the path of a .toml file, or the name of a shipped one. Flags override it."
 )
 
 

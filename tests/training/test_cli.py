@@ -132,9 +132,9 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["foo"], "no command 'foo': there are demo, train,"),
-        (["generat"], "no command 'generat': did you mean generate?"),
-        (["--versoin"], "no command '--versoin'"),
+        (["foo"], "unknown command 'foo': choose from demo, train,"),
+        (["generat"], "unknown command 'generat': did you mean generate?"),
+        (["--versoin"], "unknown command '--versoin'"),
         (["generate", "--prompt", "a"], "Unknown option: --prompt. Did you mean --prompts?"),
         (["generate", "--prompt=a"], "Did you mean --prompts?"),
         (["train", "--config", "tiny-sprint", "--stepz", "1"], "Did you mean --steps?"),

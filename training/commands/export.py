@@ -117,7 +117,7 @@ def export_adapter(
 
 def _check_target(weights: Path, target: Path) -> None:
     if not is_safetensors(target):
-        raise ValueError(f"the output file must end in .safetensors, not {target}")
+        raise ValueError(f"{target}: the output file must end in .safetensors")
     if target.exists() and target.samefile(weights):
         raise ValueError(f"{target} is the adapter itself: choose another output file")
 
@@ -134,7 +134,7 @@ def reduce_rank(adapter: Adapter, rank: int) -> Adapter:
     """
     metadata = adapter.metadata
     if not 1 <= rank <= metadata.rank:
-        raise ValueError(f"rank must be from 1 to the adapter's {metadata.rank}, not {rank}")
+        raise ValueError(f"rank must be from 1 to {metadata.rank}, the adapter's rank, not {rank}")
     branches = {name: _reduced(branch, rank) for name, branch in adapter.branches.items()}
     alpha = metadata.alpha / metadata.rank * rank
     return type(adapter)(branches, replace(metadata, rank=rank, alpha=alpha))

@@ -216,7 +216,7 @@ class RenoCommand:
 class ScoreConfig:
     """Settings of `hypernoise score`.
 
-    A run that was interrupted continues where it stopped. To use several GPUs or processes, run:
+    An interrupted run continues where it stopped. To use several GPUs or processes, run:
     accelerate launch -m hypernoise.training.cli score ...
     """
 
@@ -279,7 +279,8 @@ class DownloadConfig:
     """Settings of `hypernoise download`."""
 
     what: tuple[str, ...]
-    """rewards for the four rewards of the paper, about 13 GB; or rewards and the names of some."""
+    """The word rewards, for the four rewards of the paper (about 13 GB); or rewards followed by the
+    names of the rewards to download."""
     _: KW_ONLY
     folder: Path | None = None
     """Target folder. Default: the Hugging Face cache."""
