@@ -406,7 +406,7 @@ def test_a_factor_that_holds_no_numbers_is_named(tiny_sana, tmp_path, factor, va
 def test_a_b_that_no_grouping_of_the_rank_gives_is_refused(tiny_sana, tmp_path):
     tensors = tensors_of(tiny_sana.hypernetwork())
     tensors["patch_embed.proj.lora_B.weight"] = torch.zeros(16, 3, 1, 1)
-    with pytest.raises(AdapterError, match=r"no two factors.*patch_embed.proj \(A .*B \(16, 3, 1"):
+    with pytest.raises(AdapterError, match=r"not two factors.*patch_embed.proj \(A .*B \(16, 3, 1"):
         load_adapter(write_folder(tmp_path / "f", tensors))
 
 

@@ -128,7 +128,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "a dtype that is not read": (
         with_header(lambda h: h[KEY].update(dtype="U32")),
-        f"holds '{KEY}' in the unsupported dtype U32",
+        f"contains '{KEY}' in the unsupported dtype U32",
     ),
     "NaN weights": (with_tensor(filled(NAN)), r"NaN or infinite.*to_q \(3 of 12\).*earlier"),
     "infinite weights": (with_tensor(filled(-INFINITE)), r"to_q \(3 of 12\)"),
@@ -179,7 +179,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
             },
             b"",
         ),
-        "it holds 100000 tensors",
+        "it contains 100000 tensors",
     ),
 }
 
