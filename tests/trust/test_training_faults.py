@@ -347,12 +347,12 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(work, tmp_path, tall
     assert (tmp_path / "file").read_text() == "mine"
     with small_disk(tmp_path / "disk", "ro"):
         result = train(work, "--save_dir", tmp_path / "disk" / "run")
-        assert result.returncode == 2 and "cannot be written" in result.message
+        assert result.returncode == 2 and "is not writable" in result.message
         assert "--save_dir" in result.message and "encoding" not in result.errors
         counts.count("refused")
         arguments = ["--save_dir", tmp_path / "run", "--cache_dir", tmp_path / "disk" / "cache"]
         result = train(work, *arguments)
-        assert result.returncode == 2 and "cannot be written" in result.message
+        assert result.returncode == 2 and "is not writable" in result.message
         assert "--cache_dir" in result.message and "encoding" not in result.errors
         assert not (tmp_path / "run").exists()
         counts.count("refused")
