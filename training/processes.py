@@ -48,7 +48,7 @@ def naming_lost_processes() -> Iterator[None]:
         reason = str(error).splitlines()[0]
         raise ConnectionError(
             f"another process of this run has died or hangs ({reason}): stop the remaining "
-            f"processes, then resume from the last checkpoint with --resume"
+            f"processes; --resume continues from the last checkpoint"
         ) from error
 
 
