@@ -1,9 +1,9 @@
-"""All measurements of speed and memory, each in a process of its own, and their summary.
+"""Runs all benchmarks of speed and memory, each in its own process, and prints a summary.
 
     .venv/bin/python benchmarks/bench.py [--quick]
 
-What each figure means, and what it is held against: docs/performance.md. The last line is
-`bench: {...}` with the ratios as JSON. Nothing else should run on the machine meanwhile.
+docs/performance.md explains the figures and their targets. The last line is `bench: {...}` with the
+ratios as JSON. Run nothing else on the machine meanwhile.
 """
 
 import argparse
@@ -15,16 +15,16 @@ from typing import Any
 
 HERE = Path(__file__).parent
 MODELS = {"sana": "sana", "flux": "flux", "sd-turbo": "sdturbo"}
-"""Published models, and their names in the summary."""
+"""Published models and their names in the summary."""
 TINY = "tiny-sprint"
 Results = dict[str, dict[str, Any]]
 
 
 def measure(script: str, *options: str) -> dict[str, Any]:
-    """What a benchmark gives as its last line; the lines before are shown as they come.
+    """Runs a benchmark, prints its output as it comes, and returns its last line.
 
     Raises:
-        CalledProcessError: it failed.
+        CalledProcessError: the benchmark failed.
     """
     command = [sys.executable, str(HERE / f"{script}.py"), *options]
     print(f"\n== {script} {' '.join(options)}", flush=True)
@@ -43,9 +43,9 @@ def measure_all(device: str, whole: bool, quick: bool) -> Results:
     """Runs every benchmark.
 
     Args:
-        device: of the networks, cpu or cuda.
-        whole: full-size networks, else their first blocks.
-        quick: as few repeats as show that everything runs.
+        device: device of the networks, cpu or cuda.
+        whole: full-size networks instead of their first blocks.
+        quick: a single repeat, to check that everything runs.
     """
     on = ["--device", device]
     depth = ["--whole"] if whole else []
@@ -66,7 +66,7 @@ def measure_all(device: str, whole: bool, quick: bool) -> Results:
 
 
 def summary(results: Results) -> dict[str, Any]:
-    """The ratios that the project is held against."""
+    """The ratios for which the project has targets."""
     passes, graph, training = results["passes"], results["graph"], results["training"]
     names = {**MODELS, TINY: "tiny"}
 
@@ -100,7 +100,7 @@ def summary(results: Results) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one repeat of everything")
+    parser.add_argument("--quick", action="store_true", help="repeat everything only once")
     options = parser.parse_args()
     results = measure_all("cpu", whole=False, quick=options.quick)
     print("\nbench:", json.dumps(summary(results)))

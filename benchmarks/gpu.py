@@ -1,9 +1,9 @@
-"""The measurements of bench.py with whole networks on a GPU, as a table for docs/performance.md.
+"""Runs bench.py with whole networks on a GPU, and prints a table for docs/performance.md.
 
     .venv/bin/python benchmarks/gpu.py
 
-SANA-Sprint, FLUX-schnell and SD-Turbo are built from their published shapes with random weights in
-bfloat16; nothing is downloaded. Without a GPU their first blocks run on the CPU in float32.
+SANA-Sprint, FLUX-schnell and SD-Turbo have their published shapes and random weights in bfloat16;
+nothing is downloaded. Without a GPU, their first blocks run on the CPU in float32.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from bench import measure_all, summary
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one repeat of everything")
+    parser.add_argument("--quick", action="store_true", help="repeat everything only once")
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     place = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"

@@ -1,16 +1,16 @@
-"""What the nodes cost inside a real ComfyUI: in a sampling run, in a run again, at its start.
+"""Cost of the nodes inside a real ComfyUI: in a sampling run, in a cached rerun, at startup.
 
     .venv/bin/python benchmarks/graph.py [--models tiny-sprint sana flux sd-turbo] [--whole]
 
 ComfyUI runs in this process, without its server; KSampler with euler, simple and cfg 1. tiny-sprint
-comes with its hypernetwork, the other networks have the published shapes and random weights; on the
-CPU only the first blocks of SANA-Sprint and FLUX (--whole: all). Times are medians of runs that
-take turns. The last line of the output is all of it as JSON.
+has its own hypernetwork; the other networks have the published shapes and random weights, and only
+the first blocks of SANA-Sprint and FLUX on the CPU (--whole: all). Times are medians of alternating
+runs. The last line of the output has all results as JSON.
 
-- `graph_over_ideal`: time with / without the hypernetwork in n steps, each run with a new noise,
-  over (n + c) / n, where c is 1 + the FLOPs of its branches / those of the network.
-- `cached_rerun_overhead`: time with / without - 1 where noise and prompt are those of a run before.
-- `import_seconds`: what loading the nodes adds to ComfyUI's start, in new processes.
+- `graph_over_ideal`: time with / without the hypernetwork for n steps, each run with new noise,
+  divided by (n + c) / n, where c is 1 + the FLOPs of its branches / those of the network.
+- `cached_rerun_overhead`: time with / without - 1 if noise and prompt are the same as before.
+- `import_seconds`: time that loading the nodes adds to ComfyUI's startup, in new processes.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from hypernoise.hypernoise_core.adapter import save_adapter
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SLOWEST = 10  # modules that are told of
+SLOWEST = 10  # number of modules to report
 BIG = ("diffusers", "transformers", "peft", "accelerate", "open_clip", "torchvision")
 Table = dict[int, dict[str, float]]  # by number of steps
-MARK = "from here on it is ours"
+MARK = "loading the HyperNoise nodes"
 
-# ComfyUI up to its custom nodes, then ours: modules, schemas, and every node's widgets.
+# Starts ComfyUI up to its custom nodes, then loads ours: modules, schemas, and all widgets.
 START = f"""
 import asyncio, json, sys, time
 comfyui, base, folder = sys.argv[1:]
@@ -67,7 +67,7 @@ print(json.dumps({{
 
 @dataclass(frozen=True)
 class Case:
-    """A model without and with its hypernetwork, and what KSampler takes beside it."""
+    """A model without and with its hypernetwork, and the other inputs of KSampler."""
 
     plain: Any
     modulated: Any
@@ -77,7 +77,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Comfy:
-    """A started ComfyUI with our nodes."""
+    """A running ComfyUI with our nodes."""
 
     nodes: ModuleType
     base: Path
@@ -95,7 +95,7 @@ class Comfy:
 
 
 def link(base: Path) -> Path:
-    """Our folder among the custom nodes of a base directory."""
+    """Links our folder into the custom nodes of a base directory."""
     folder = base / "custom_nodes" / "ComfyUI-HyperNoise"
     folder.parent.mkdir(parents=True)
     folder.symlink_to(REPOSITORY, True)
@@ -103,7 +103,7 @@ def link(base: Path) -> Path:
 
 
 def start(comfyui: Path, base: Path) -> Comfy:
-    """ComfyUI in this process; on the CPU where there is no CUDA."""
+    """Starts ComfyUI in this process; on the CPU if there is no CUDA."""
     sys.path.insert(0, str(comfyui))
     device = [] if torch.cuda.is_available() else ["--cpu"]
     sys.argv = ["main.py", "--base-directory", str(base), *device]
@@ -149,7 +149,7 @@ def load(comfy: Comfy, model: str, batch: int, rank: int, whole: bool) -> Case:
 
 
 def as_model(comfy: Comfy, network: torch.nn.Module) -> Any:
-    """The MODEL of a diffusers network: SANA-Sprint as our loader makes it, others as ComfyUI's."""
+    """The MODEL of a diffusers network: SANA-Sprint from our loader, others from ComfyUI's."""
     from comfy import model_management, sd
 
     sana = comfy.ours("nodes.sana_sprint.network")
@@ -190,7 +190,7 @@ def lora_share(comfy: Comfy, case: Case) -> float:
 
 
 def graph(comfy: Comfy, case: Case, steps: list[int], repeats: int) -> Table:
-    """Time with / without, its ideals, and `graph_over_ideal`, with a new noise in each run."""
+    """Time with / without, its ideal values, and `graph_over_ideal`, with new noise in each run."""
     seeds = itertools.count(1)
     share = lora_share(comfy, case)
     found = {}
@@ -221,8 +221,8 @@ def cached_rerun(comfy: Comfy, case: Case, steps: list[int], repeats: int) -> Ta
 
 
 def import_time(comfyui: Path, repeats: int) -> dict[str, Any]:
-    """`import_seconds` over new processes, the BIG packages that were imported, and, of one process
-    more, the slowest modules: name, milliseconds of its own, and with what it imports."""
+    """`import_seconds` over new processes, the BIG packages that were imported, and, from one more
+    process, the slowest modules: name, milliseconds alone and with imports."""
 
     def run(*options: str) -> tuple[dict[str, Any], str]:
         with tempfile.TemporaryDirectory() as base:
@@ -247,14 +247,14 @@ def import_time(comfyui: Path, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--comfyui", type=Path, help="its folder; by default that of the tests")
+    parser.add_argument("--comfyui", type=Path, help="ComfyUI folder; default: that of the tests")
     parser.add_argument("--models", nargs="*", default=[TINY, "sana"], choices=SIZES)
     parser.add_argument("--whole", action="store_true", help="all blocks")
-    parser.add_argument("--batches", nargs="+", type=int, help="default: 8 of tiny-sprint, else 1")
+    parser.add_argument("--batches", nargs="+", type=int, help="default: 8 for tiny-sprint, else 1")
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4])
-    parser.add_argument("--rank", type=int, default=128, help="not of tiny-sprint's hypernetwork")
-    parser.add_argument("--repeats", type=int, default=12, help="of tiny-sprint four times that")
-    parser.add_argument("--starts", type=int, default=5, help="of ComfyUI; 0 times none")
+    parser.add_argument("--rank", type=int, default=128, help="rank, except for tiny-sprint")
+    parser.add_argument("--repeats", type=int, default=12, help="four times that for tiny-sprint")
+    parser.add_argument("--starts", type=int, default=5, help="ComfyUI startups; 0: none")
     options = parser.parse_args()
     if (comfyui := options.comfyui) is None:
         from hypernoise.tests.comfyui.fetch_comfyui import comfyui_path
@@ -265,7 +265,7 @@ def main() -> None:
         result["import"] = found = import_time(comfyui, options.starts)
         print(*(f"{name} {found[name]}" for name in found if name != "slowest_modules"), sep="  ")
         for name, own, total in found["slowest_modules"]:
-            print(f"  {own:6.1f} ms, with its imports {total:6.1f} ms  {name}")
+            print(f"  {own:6.1f} ms, with imports {total:6.1f} ms  {name}")
     with tempfile.TemporaryDirectory() as base, torch.inference_mode():
         comfy = start(comfyui, Path(base)) if options.models else None
         for model in options.models:

@@ -2,16 +2,16 @@
 
     .venv/bin/python benchmarks/growth.py [--model tiny-sprint|sana] [--measure passes updates load]
 
-- `passes`: the hypernetwork's pass over the plain network's. Weights are random; of SANA-Sprint
-  only the first blocks (--whole: all). Several hypernetworks see the same noise, and their sum is
-  added to it, as in the nodes. `bound` is that of passes.py, for so many passes.
+- `passes`: a pass of the hypernetwork relative to the plain network. Weights are random; only the
+  first blocks of SANA-Sprint (--whole: all). Several hypernetworks get the same noise, and the sum
+  of their outputs is added to it, as in the nodes. `bound` is that of passes.py times their number.
 - `updates`: one update of tiny-sprint with its shipped settings, on the device that accelerate
-  takes. Further rewards are tiny-preference again, with weights of their own.
-- `load`: an adapter's file that lies in the system's cache. `seconds` until there is an adapter,
-  whose weights are read when they are used; `read_seconds` until all of them are on the device.
+  chooses. Additional rewards are further copies of tiny-preference.
+- `load`: an adapter file in the system's cache. `seconds` until the adapter is loaded, whose
+  weights are read on first use; `read_seconds` until all of them are on the device.
 
-Seconds are medians of calls that take turns; MB (10^6 bytes) are the most in use at a time beyond
-what was before. The last line of the output is all of it as JSON.
+Seconds are medians of alternating calls; MB (10^6 bytes) are the peak memory beyond what was in use
+before. The last line of the output has all results as JSON.
 """
 
 import argparse
@@ -45,7 +45,7 @@ Rows = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Setting:
-    """Of a pass."""
+    """Settings of a pass."""
 
     batch: int
     size: int
@@ -55,17 +55,17 @@ class Setting:
 
 
 SETTINGS = {TINY: Setting(8, 64, 16), "sana": Setting(1, 1024, 128)}
-"""From which one value at a time is changed."""
+"""Starting points, of which one value at a time is varied."""
 RANKS = (4, 16, 64, 128)
 _BOTH = {"batch": (1, 2, 4, 8), "rank": RANKS, "hypernetworks": (1, 2, 3)}
 PASSES = {TINY: _BOTH | {"size": (64, 128, 256)}, "sana": _BOTH | {"size": (512, 1024, 2048)}}
 UPDATES = {"batch_size": (1, 4, 8, 24, 48), "image_size": (64, 128, 256), "lora_rank": RANKS}
 REWARDS = {"1": (1,), "1 and redness": (1, ("redness",)), "2": (2,), "4": (4,)}
-"""How many of tiny-preference, and what is with them."""
+"""Number of tiny-preference copies, and other rewards."""
 
 
 def table(title: str, rows: Rows) -> None:
-    """Prints rows that have the same columns."""
+    """Prints rows with the same columns."""
     widths = {column: max(len(column), 9) + 2 for column in next(iter(rows.values()))}
     first = max(map(len, [title, *rows]))
     print(f"\n{title:{first}}" + "".join(f"{column:>{w}}" for column, w in widths.items()))
@@ -77,7 +77,7 @@ def table(title: str, rows: Rows) -> None:
 def passes(
     model: str, whole: bool, device: str, dtype: torch.dtype, repeats: int
 ) -> dict[str, Rows]:
-    """Time and memory of both passes, by what is varied and its value."""
+    """Time and memory of both passes, by varied setting and value."""
     family, network, noise, conditioning = make(model, whole, device, dtype)
     found: dict[str, Rows] = {}
     for factor, values in PASSES[model].items():
@@ -125,7 +125,7 @@ def _compared(runs: Mapping[str, Run], repeats: int, device: str) -> dict[str, f
 
 
 def updates(dtype: torch.dtype, repeats: int) -> dict[str, Rows]:
-    """Time and memory of one update, by what is varied and its value."""
+    """Time and memory of one update, by varied setting and value."""
     found: dict[str, Rows] = {}
     with tempfile.TemporaryDirectory() as folder:
         shipped = vars(load_settings(TrainingConfig, TINY)) | {"log_every": 0}
@@ -169,7 +169,7 @@ def _updates_of(trainers: Mapping[str, Trainer], repeats: int) -> Rows:
 
 
 def load(device: str, repeats: int) -> Rows:
-    """The embedded adapter, and one of rank 128 for all blocks of SANA-Sprint."""
+    """Times the embedded adapter, and one of rank 128 for all blocks of SANA-Sprint."""
     network = build_on_meta("sana").transformer
     sana = NoiseHypernetwork.initialise(network, "sana_sprint", rank=128, alpha=256)
     rows: Rows = {}
@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     measures = ["passes", "updates", "load"]
     parser.add_argument("--measure", nargs="+", default=measures, choices=measures)
-    parser.add_argument("--model", default=TINY, choices=SETTINGS, help="of the passes")
+    parser.add_argument("--model", default=TINY, choices=SETTINGS, help="model for the passes")
     parser.add_argument("--whole", action="store_true", help="all blocks")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])

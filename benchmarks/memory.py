@@ -1,10 +1,10 @@
-"""What --use_checkpoint and --memsave save: one training step, each way in a process of its own.
+"""Memory that --use_checkpoint and --memsave save in a training step, each in its own process.
 
     .venv/bin/python benchmarks/memory.py [--size 512] [--batch 2]
 
-A random SANA-Sprint of a tenth of the published width runs on the CPU in float32. `kept` are the
-activations that wait for the backward pass, `peak` the most in use at a time, `process` what the
-step adds to the process's peak of resident memory.
+A random SANA-Sprint with a tenth of the published width runs on the CPU in float32. `kept` is the
+memory of activations stored for the backward pass, `peak` the peak memory of the step, and
+`process` the increase of the process's peak resident memory.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
 
 def make_pipeline():
-    """SANA-Sprint's own blocks, narrow and few."""
+    """SANA-Sprint with fewer and narrower blocks."""
     import diffusers
     import torch
 
@@ -64,7 +64,7 @@ def make_pipeline():
 
 
 def measure(way: str, size: int, batch: int) -> dict[str, float]:
-    """Bytes kept, peak and added to the process, and seconds, of one step in this process."""
+    """Measures one step in this process: bytes (kept, peak, process) and seconds."""
     import torch
 
     from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
@@ -95,8 +95,8 @@ def measure(way: str, size: int, batch: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=512, help="height and width in pixels")
-    parser.add_argument("--batch", type=int, default=2, help="images at a time")
-    parser.add_argument("--way", choices=WAYS, help="measure this one alone, and print it as JSON")
+    parser.add_argument("--batch", type=int, default=2, help="number of images")
+    parser.add_argument("--way", choices=WAYS, help="measure only this one, and print it as JSON")
     options = parser.parse_args()
     if options.way:
         print(json.dumps(measure(options.way, options.size, options.batch)))

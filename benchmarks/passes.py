@@ -1,11 +1,11 @@
-"""What a pass of the hypernetwork costs beside one of the plain network, and beside peft's.
+"""Cost of a pass of the hypernetwork compared with the plain network, and with peft.
 
     .venv/bin/python benchmarks/passes.py [--models tiny-sprint sana flux sd-turbo] [--whole]
 
-Networks have the published shapes and random weights; on the CPU only the first blocks of SANA-
-Sprint and FLUX (--whole: all). `bound` is 1 + the FLOPs of the branches, as B (A x), / those of the
-network as torch counts them. Adapters have the network's dtype. Times are medians of passes that
-take turns, in one process. The last line is all of it as JSON.
+Networks have the published shapes and random weights; on the CPU, only the first blocks of
+SANA-Sprint and FLUX (--whole: all). `bound` is 1 + the FLOPs of the branches, as B (A x), / those
+of the network, as torch counts them. Adapters have the network's dtype. Times are medians of
+alternating passes in one process. The last line has all results as JSON.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from hypernoise.training.published_models import PUBLISHED, build_on_meta
 TINY = "tiny-sprint"
 CUTS = {"sana": {"num_layers": 4}, "flux": {"num_layers": 2, "num_single_layers": 4}}
 SIZES = {"sana": 1024, "flux": 512, "sd-turbo": 512, TINY: 64}
-TOKENS = 64  # of a prompt
+TOKENS = 64  # in a prompt
 
 
 def make(
     model: str, whole: bool, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Family, nn.Module, Tensor, Conditioning]:
-    """Family, network with random weights, noise of one image, and conditioning."""
+    """Family, network with random weights, noise for one image, and conditioning."""
     torch.manual_seed(0)
     if model == TINY:
         pipeline = load_pipeline(TINY)
@@ -44,7 +44,7 @@ def make(
         cut = {} if whole else CUTS.get(model, {})
         network_class = getattr(diffusers, family.network_class)
         before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # in float32 two whole FLUX would not fit on a GPU
+        torch.set_default_dtype(dtype)  # in float32, two whole FLUX models would not fit on a GPU
         try:
             with torch.device(device):
                 network = network_class.from_config({**shapes.config, **cut})
@@ -65,7 +65,7 @@ def make(
 
 
 def with_peft(network: nn.Module, names: list[str], rank: int, alpha: float) -> nn.Module:
-    """The network with LoRA layers of peft's own, as the reference runs it."""
+    """The network with peft's LoRA layers, as the reference runs it."""
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian"
     )
@@ -75,8 +75,8 @@ def with_peft(network: nn.Module, names: list[str], rank: int, alpha: float) -> 
 def measure(
     model: str, whole: bool, rank: int, repeats: int, device: str, dtype: torch.dtype
 ) -> dict[str, float]:
-    """Ratios of one model: pass_over_base, bound, pass_over_bound, ours_over_peft; with `depthwise`
-    those of an adapter on depthwise convolutions too, where the network has some."""
+    """Ratios of one model: pass_over_base, bound, pass_over_bound, ours_over_peft. The suffix
+    `_depthwise` marks an adapter that includes depthwise convolutions, if the network has any."""
     family, network, noise, conditioning = make(model, whole, device, dtype)
     layers = modules_by_name(network)
 
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(SIZES), choices=SIZES)
     parser.add_argument("--whole", action="store_true", help="all blocks")
-    parser.add_argument("--rank", type=int, default=128, help="16 of tiny-sprint")
+    parser.add_argument("--rank", type=int, default=128, help="rank; always 16 for tiny-sprint")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()

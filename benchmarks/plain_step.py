@@ -1,8 +1,8 @@
-"""The method's training step written plainly, as benchmarks compare with it.
+"""A plain implementation of the method's training step, as a baseline for benchmarks.
 
-After arXiv 2508.09968 and what is known of its code: adapters of peft, which the generator's pass
-switches off; every prompt is encoded anew in each step, padded to the length that the stock
-pipeline reads; one graph from the loss to the adapter; nothing is kept, recomputed or left out.
+It follows arXiv 2508.09968 and what is known of its code: peft adapters, turned off for the pass of
+the generator; all prompts encoded in each step, padded to the length that the stock pipeline reads;
+one graph from the loss to the adapter; no caching, recomputation or skipped work.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from hypernoise.training.optimization import make_optimizer
 
 
 class PlainTrainer:
-    """Frozen pipeline and rewards; `step` is one update.
+    """Trains an adapter with a frozen pipeline and rewards; `step` is one update.
 
     Args:
-        pipeline: its network gets peft's layers.
-        encode: the text encoder, run in each step without gradient: prompts to conditioning.
+        pipeline: peft's layers are added to its network.
+        encode: maps prompts to conditioning; run in each step without gradient.
         config: rank, alpha, optimizer, clipping and the regulariser's weight are used.
         size: height and width of the images in pixels.
     """
@@ -86,7 +86,7 @@ class PlainTrainer:
         return loss.item()
 
     def hypernetwork(self, noise: Tensor, conditioning: Conditioning) -> Tensor:
-        """f, (B, C, H, W)."""
+        """The output of f, (B, C, H, W)."""
 
         def branch_alone(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
             a, b = layer.lora_A["default"], layer.lora_B["default"]
@@ -100,12 +100,12 @@ class PlainTrainer:
             handle.remove()
 
     def generator(self, run: Callable[[], Tensor]) -> Tensor:
-        """What `run` gives while the adapters are off."""
+        """The result of `run` with the adapters turned off."""
         for layer in self.layers:
             layer.enable_adapters(False)
         result = run()
         for layer in self.layers:
             layer.enable_adapters(True)
-        for parameter in self.parameters:  # peft freezes what it switches off
+        for parameter in self.parameters:  # peft freezes the adapters that it turns off
             parameter.requires_grad_(True)
         return result

@@ -1,10 +1,10 @@
-"""The paper's redness experiment on tiny-sprint: redness against what the images still show.
+"""The paper's redness experiment on tiny-sprint: redness against prompt fidelity.
 
     .venv/bin/python benchmarks/redness.py [--out out/redness]
 
-Trains a noise hypernetwork and a LoRA on the generator for the same reward, redness, and draws the
-tiny world's checker, which neither is trained on, against the redness reached on held-out captions;
-means of three runs of each. Runs that are there already are taken as they are.
+Trains a noise hypernetwork and a LoRA on the generator for the same reward, redness. Plots the tiny
+world's checker, which neither is trained on, against the redness on held-out captions, as means of
+three runs each. Runs that are already finished are not repeated.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def train(folder: Path, arguments: list[str], seed: int) -> None:
 
 
 def curve(folders: list[Path]) -> Curve:
-    """From the plain generator to the end of training, one point an evaluation: means of runs."""
+    """From the plain generator to the end of training, one point per evaluation; mean of runs."""
     return np.mean([_curve(folder) for folder in folders], axis=0).tolist()
 
 
@@ -47,7 +47,7 @@ def _curve(folder: Path) -> Curve:
 
 
 def checker_at(points: Curve, redness: float) -> float:
-    """The checker where a curve reaches a redness for the first time, between two evaluations."""
+    """The checker score where a curve first reaches a redness, interpolated linearly."""
     for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
         if x0 <= redness <= x1:
             return float(np.interp(redness, [x0, x1], [y0, y1]))

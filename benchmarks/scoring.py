@@ -1,16 +1,16 @@
-"""Images a second of each reward, and what an iteration of ReNO costs beside a generation.
+"""Throughput of each reward, and the cost of a ReNO iteration relative to a generation.
 
     .venv/bin/python benchmarks/scoring.py [--full_size hps clip aesthetic imagereward] [--batch 8]
 
-- `rewards`: `score_in_batches` of one batch without gradient, and score and gradient at the images,
-  which is what training and ReNO pay. The embedded reward and redness; with --full_size also the
-  published rewards' networks (all where none is named), built from their shapes with random
-  weights: nothing is downloaded. PickScore's network is that of clip. Prompts are encoded before.
-- `reno`: ReNO on tiny-sprint against tiny-preference, an iteration over a plain generation, from
-  noise to image, and over a generation that is scored.
+- `rewards`: `score_in_batches` for one batch without gradient, and score with gradient at the
+  images, which training and ReNO need. The embedded reward and redness; with --full_size also the
+  published rewards' networks (all if none is named), with their shapes and random weights: nothing
+  is downloaded. PickScore has the same network as clip. Prompts are encoded beforehand.
+- `reno`: ReNO on tiny-sprint with tiny-preference: an iteration relative to a plain generation,
+  from noise to image, and to a scored generation.
 
-Seconds are medians of calls that take turns; MB (10^6 bytes) are the most in use at a time beyond
-what was before. The last line of the output is all of it as JSON.
+Seconds are medians of alternating calls; MB (10^6 bytes) are the peak memory beyond what was in use
+before. The last line of the output has all results as JSON.
 """
 
 import argparse
@@ -47,7 +47,7 @@ PROMPT = "a red circle and a blue square"
 
 
 def transformers_clip(vision: tuple, text: tuple, features: int, act: str) -> TransformersClip:
-    """A CLIP with patches of 14 pixels; of both towers width, layers and heads."""
+    """A CLIP with patches of 14 pixels; each tower is given as (width, layers, heads)."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
     towers = []
     for values in (vision, text):
@@ -80,7 +80,7 @@ def image_reward() -> ImageReward:
     text = BlipTextModel(BlipTextConfig(**TEXT), add_pooling_layer=False)
 
     def tokens(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """As of BERT's tokenizer, whose vocabulary would have to be downloaded."""
+        """Stands in for BERT's tokenizer, whose vocabulary would have to be downloaded."""
         ids = torch.arange(1, 36).expand(len(prompts), -1)
         return ids, torch.ones_like(ids)
 
@@ -129,7 +129,7 @@ def scoring(rewards: Ensemble, batch: int, size: int, repeats: int) -> dict[str,
 
 
 def reno(batch: int, iterations: int, device: str, dtype: torch.dtype, repeats: int) -> Rows:
-    """A generation, one that is scored, and an iteration of ReNO, for a batch of images."""
+    """A generation, a scored generation and an iteration of ReNO, for a batch of images."""
     pipeline = load_pipeline(TINY, device=device, dtype=dtype)
     family, rewards = family_of_pipeline(pipeline), load_rewards({"tiny-preference": 1.0})
     rewards.to(device)
@@ -155,7 +155,7 @@ def reno(batch: int, iterations: int, device: str, dtype: torch.dtype, repeats: 
 
     runs = {"generation": generation, "scored": scored, "iteration": search}
     seconds, peaks = medians(runs, repeats, device), {n: peak_bytes(runs[n], device) for n in runs}
-    # A search ends with a generation that is scored.
+    # A search ends with a scored generation.
     seconds["iteration"] = (seconds["iteration"] - seconds["scored"]) / iterations
     return {
         name: {
@@ -173,8 +173,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full_size", nargs="*", choices=FULL_SIZE)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=1024, help="of the scored images in pixels")
-    parser.add_argument("--iterations", type=int, default=10, help="of each search")
+    parser.add_argument("--size", type=int, default=1024, help="size of scored images in pixels")
+    parser.add_argument("--iterations", type=int, default=10, help="iterations of each search")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=10)

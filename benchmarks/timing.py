@@ -1,4 +1,4 @@
-"""Seconds, memory and FLOPs of a call, as all benchmarks take them."""
+"""Seconds, memory and FLOPs of a call, for all benchmarks."""
 
 import gc
 import statistics
@@ -21,14 +21,14 @@ def _product(added: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> in
     return 2 * a.numel() * b[-1]
 
 
-_IN_PLACE = {  # which torch's counter leaves out
+_IN_PLACE = {  # ignored by torch's counter
     torch.ops.aten.addmm_: _product,
     torch.ops.aten.baddbmm_: _product,
 }
 
 
 def synchronise(device: str | torch.device) -> None:
-    """Waits for what the device still has to do."""
+    """Waits until the device has finished its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
 
@@ -36,9 +36,9 @@ def synchronise(device: str | torch.device) -> None:
 def medians(
     runs: Mapping[str, Run], repeats: int, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
-    """Seconds of each run: the medians of calls that take turns, after one to warm up.
+    """Seconds of each run: medians of alternating calls, after a warm-up call.
 
-    Every other time the order is the reverse: what runs behind a long call runs slower.
+    The order is reversed every other time, as a call that follows a long one is slower.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
@@ -53,7 +53,7 @@ def medians(
 
 
 def flops(run: Run) -> int:
-    """What torch counts: products of matrices, convolutions and attention."""
+    """FLOPs as torch counts them: matrix products, convolutions and attention."""
     with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter:
         run()
     return counter.get_total_flops()
@@ -62,9 +62,9 @@ def flops(run: Run) -> int:
 def lora_flops(
     layers: Mapping[str, nn.Module], branches: Mapping[str, LoraBranch], run: Run
 ) -> int:
-    """What branches beside the layers, B (A x), would add to a call that runs the layers plainly.
+    """FLOPs that branches next to the layers, B (A x), would add to a call of the plain layers.
 
-    However the branches are computed in fact: this is the bound that passes are held against.
+    This is the bound for passes, regardless of how the branches are actually computed.
     """
     total = 0
 
@@ -87,9 +87,9 @@ def lora_flops(
 
 
 def peak_bytes(run: Run, device: str | torch.device = "cpu") -> int:
-    """The most bytes in use at a time during the call beyond what was in use before it.
+    """Peak memory of the call in bytes, beyond what was in use before it.
 
-    On a GPU what its allocator handed out, elsewhere the tensors that the call made.
+    On a GPU, what its allocator reports; elsewhere, the tensors created by the call.
     """
     gc.collect()
     if torch.device(device).type != "cuda":

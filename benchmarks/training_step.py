@@ -1,12 +1,12 @@
-"""One training update, ours and plainly written (plain_step.py): time by part, and memory.
+"""One training update, ours and the plain baseline (plain_step.py): time by part, and memory.
 
     .venv/bin/python benchmarks/training_step.py [--models tiny-sprint sana] [--size 256]
 
-tiny-sprint is trained as its recipe says, but with `memsave`, the default of other models. `sana`
-has SANA-Sprint's shapes and random weights; on the CPU it is cut to a seventh of its depth, with
-its text encoder (Gemma 2 2B) and three rewards (ViT-H) alike; its VAE is whole. `memory` compares
-whole models on the meta device, from shapes alone. Both ways take turns in one process; the last
-line is all of it as JSON.
+tiny-sprint is trained with its shipped settings, but with `memsave`, the default for other models.
+`sana` has SANA-Sprint's shapes and random weights; on the CPU it is cut to a seventh of its depth,
+as are its text encoder (Gemma 2 2B) and three rewards (ViT-H); its VAE is whole. `memory` compares
+whole models on the meta device, from shapes alone. The two alternate in one process; the last line
+has all results as JSON.
 """
 
 import argparse
@@ -38,14 +38,14 @@ from hypernoise.training.published_models import PUBLISHED, build_on_meta, image
 from hypernoise.training.settings import load_settings
 from hypernoise.training.trainer import Trainer
 
-CUT = 7  # of the depth, on the CPU
-PROMPT_TOKENS = 64  # of the 300 that SANA-Sprint reads at most; the rest is padding
-INSTRUCTION_TOKENS = 250  # of the text that its pipeline puts before each prompt
+CUT = 7  # divides the depth on the CPU
+PROMPT_TOKENS = 64  # of SANA-Sprint's maximum of 300; the rest is padding
+INSTRUCTION_TOKENS = 250  # of the instruction that its pipeline puts before each prompt
 Updates = dict[str, Callable[[], object]]
 
 
 def tiny_sprint(batch: int, device: str) -> tuple[Updates, int]:
-    """One update in both ways, and the number of its images."""
+    """One update of each kind, and its number of images."""
     recipe = load_settings(TrainingConfig, "tiny-sprint")
     config = replace(recipe, log_every=0, batch_size=batch, memsave=True)
     parts = prepare_training(config)
@@ -65,7 +65,7 @@ def tiny_sprint(batch: int, device: str) -> tuple[Updates, int]:
 
 
 def encode_as_stock(pipeline: Any, prompts: Sequence[str]) -> Conditioning:
-    """The conditioning of SANA-Sprint as its pipeline makes it for each call."""
+    """The conditioning of SANA-Sprint, as its pipeline encodes it for each call."""
     instruction = stock_default(pipeline, "complex_human_instruction")
     device = pipeline._execution_device
     embeds, mask = pipeline.encode_prompt(
@@ -88,13 +88,13 @@ def prompts_in_turn(prompts: Sequence[str], batch: int) -> Iterator[list[str]]:
 
 
 class Features:
-    """Encoded prompts as ours reads them: of `PROMPT_TOKENS` tokens, without padding."""
+    """Encoded prompts for our trainer: `PROMPT_TOKENS` tokens each, without padding."""
 
     def __init__(self, pipeline: Any, dtype: torch.dtype) -> None:
         self.pipeline, self.dtype = pipeline, dtype
 
     def rows(self, prompts: Sequence[str]) -> Conditioning:
-        """A row for each prompt."""
+        """One row per prompt."""
         channels = self.pipeline.transformer.config.caption_channels
         embeds = torch.randn(len(prompts), PROMPT_TOKENS, channels).to(self.dtype)
         mask = torch.ones(len(prompts), PROMPT_TOKENS, dtype=torch.long)
@@ -137,7 +137,7 @@ def sana(batch: int, size: int, device: str, dtype: torch.dtype, cut: int) -> tu
 
 
 def random_sana(device: str, dtype: torch.dtype, cut: int) -> Any:
-    """SANA-Sprint's pipeline with random weights and without text encoder."""
+    """SANA-Sprint's pipeline with random weights and without a text encoder."""
     pipeline = build_on_meta("sana", dtype)
     transformer, vae = pipeline.transformer, pipeline.vae
     layers = transformer.config.num_layers // cut
@@ -150,7 +150,7 @@ def random_sana(device: str, dtype: torch.dtype, cut: int) -> Any:
 
 
 def gemma(cut: int) -> torch.nn.Module:
-    """Gemma 2 2B with random weights and few words, which changes nothing but its size."""
+    """Gemma 2 2B with random weights and a small vocabulary, which only affects its size."""
     from transformers import Gemma2Config, Gemma2Model
 
     config = Gemma2Config(
@@ -166,7 +166,7 @@ def gemma(cut: int) -> torch.nn.Module:
 
 
 def vit_h(dtype: torch.dtype, cut: int) -> ClipScore:
-    """A reward of CLIPScore's shapes with random weights."""
+    """A reward with CLIPScore's shapes and random weights."""
     encoder = transformers_clip((1280, 32 // cut, 16), (1024, 24 // cut, 16), 1024, "gelu")
     return ClipScore(encoder.to(dtype))
 
@@ -187,7 +187,7 @@ def parts_of(update: Callable[[], object], device: str) -> dict[str, float]:
 
 
 def compare(updates: Updates, images: int, repeats: int, device: str) -> dict[str, Any]:
-    """Times and peaks of an update, per image, and their ratios, ours / plain."""
+    """Time and peak memory of an update per image, and their ratios, ours / plain."""
     seconds = medians(updates, repeats, device)
     peaks = {name: peak_bytes(update, device) for name, update in updates.items()}
     return {
@@ -200,8 +200,8 @@ def compare(updates: Updates, images: int, repeats: int, device: str) -> dict[st
 
 
 def full_size_memory(model: str) -> dict[str, float]:
-    """Gigabytes that one image of a whole model takes at the peak of an update, bfloat16, rank 128,
-    without weights, the adapter's gradients, text encoder and rewards: from shapes alone."""
+    """Peak memory in GB of an update with one image of a whole model, in bfloat16 with rank 128,
+    without weights, the adapter's gradients, text encoder and rewards; from shapes alone."""
     config = TrainingConfig(model=model, batch_size=1)
     peaks = {"ours": peak_of_ours(config), "plain": peak_of_plain(config)}
     return {name: peak / 1e9 for name, peak in peaks.items()} | {
@@ -210,7 +210,7 @@ def full_size_memory(model: str) -> dict[str, float]:
 
 
 def shapes_of(config: TrainingConfig) -> tuple[Any, Tensor, Conditioning]:
-    """Pipeline, noise of one image, and conditioning without values, on the meta device."""
+    """Pipeline, noise for one image, and conditioning, all on the meta device."""
     pipeline = build_on_meta(config.model, torch.bfloat16)
     family = family_of_pipeline(pipeline)
     side, _ = image_size(config.model, config.image_size, pipeline)
@@ -248,9 +248,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=["tiny-sprint"])
     parser.add_argument("--memory", nargs="*", default=list(PUBLISHED), choices=PUBLISHED)
-    parser.add_argument("--batch", type=int, help="images; default: 24 of tiny-sprint, 2 of sana")
-    parser.add_argument("--size", type=int, default=256, help="of sana's images, in pixels")
-    parser.add_argument("--whole", action="store_true", help="all of sana's depth")
+    parser.add_argument("--batch", type=int, help="default: 24 for tiny-sprint, 2 for sana")
+    parser.add_argument("--size", type=int, default=256, help="size of sana's images in pixels")
+    parser.add_argument("--whole", action="store_true", help="sana at its full depth")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=8)
     options = parser.parse_args()

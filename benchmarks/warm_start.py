@@ -1,10 +1,9 @@
-"""What a warm start saves ReNO: reward and checker by iterations, from plain noise and from ours.
+"""Benefit of a warm start for ReNO: reward and checker by iteration, from both kinds of noise.
 
     .venv/bin/python benchmarks/warm_start.py [--adapter ADAPTER...] [--out out/warm_start]
 
-ReNO keeps the best image that it has found, so that its reward only rises; the tiny world's
-checker, which it does not see, tells how much of that is real. Held-out captions, means over the
-adapters.
+ReNO keeps the best image found, so its reward never falls; the tiny world's checker, which it does
+not optimise, shows how much of the gain is real. Held-out captions, means over the adapters.
 """
 
 import argparse
@@ -35,8 +34,8 @@ SHOWN = (0, 1, 2, 3, 5, 10, 20, 30, 40, 50)
 def curve(
     task: Task, captions: list, hypernetwork: NoiseHypernetwork | None, iterations: int
 ) -> np.ndarray:
-    """Mean reward and share of images that the checker accepts of the best images after 0, 1, ...
-    iterations, (iterations + 1, 2)."""
+    """Mean reward of the best images after 0, 1, ... iterations, and the share of them that the
+    checker accepts: (iterations + 1, 2)."""
     sums = np.zeros((iterations + 1, 2))
     left = iter(captions)
     for batch in task.batches():
@@ -53,7 +52,7 @@ def curve(
 
 
 def first(values: np.ndarray, least: float) -> str:
-    """The number of the first value that is at least so large."""
+    """The index of the first value that is at least `least`."""
     there = np.flatnonzero(values >= least)
     return str(there[0]) if len(there) else f"more than {len(values) - 1}"
 
@@ -111,9 +110,10 @@ def main() -> None:
     plain, warm = curves[PLAIN][:, 0], curves[WARM][:, 0]
     few = min(5, options.iterations)
     print(
-        f"From HyperNoise {few} iterations give what plain noise takes {first(plain, warm[few])}."
+        f"Reward after {few} iterations from HyperNoise: plain noise needs "
+        f"{first(plain, warm[few])} iterations."
     )
-    print(f"From HyperNoise the last reward of plain noise takes {first(warm, plain[-1])}.")
+    print(f"Final reward from plain noise: HyperNoise needs {first(warm, plain[-1])} iterations.")
     draw(options.out / "warm_start.png", curves)
     print(options.out / "warm_start.png")
 

@@ -1,14 +1,15 @@
-"""How far f moves the noise's distribution p0 = N(0, I), and what the L2 penalty misses of it.
+"""How far f moves the noise distribution p0 = N(0, I), and how much of that the L2 penalty misses.
 
 The modulated noise x + f(x) has a distribution p0'. With the Jacobian J of f (arXiv 2508.09968),
 
     KL(p0' || p0) = E[ 1/2 ||f||^2 + tr J - log|det(I + J)| ]
 
-where x -> x + f(x) is one-to-one, which a Lipschitz constant of f below 1 makes sure. Where several
-x meet, the KL is larger. Training penalises the first term alone. The functions here estimate the
-others from products with J and its transpose, so that a network of any size will do.
+if x -> x + f(x) is one-to-one, for which a Lipschitz constant of f below 1 is sufficient. Where
+several x map to the same point, the KL is larger. Training penalises only the first term. The
+functions here estimate the others from products with J and its transpose, which works for networks
+of any size.
 
-Letters: B images, d elements of one.
+Letters: B images, d elements per image.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 NoiseMap = Callable[[Tensor], Tensor]
-"""(B, C, H, W) -> the same shape, differentiable, each image by itself."""
+"""(B, C, H, W) -> the same shape; differentiable, with no interaction between images."""
 
 ROUNDING = 1e-6
-"""A vector of which this share is left after a subtraction is 0 in float32."""
+"""A vector of which only this share remains after a subtraction counts as 0 in float32."""
 
 
 @dataclass(frozen=True)
 class KlEstimate:
-    """What KL(p0' || p0) is the mean of: a value for each noise, (B,) float64 on the CPU."""
+    """The terms whose mean is KL(p0' || p0): one value per noise, (B,) float64 on the CPU."""
 
     l2: Tensor
-    """1/2 ||f||^2, the KL's stand-in in training."""
+    """1/2 ||f||^2, which approximates the KL in training."""
     trace: Tensor
     """tr J."""
     log_det: Tensor
@@ -45,12 +46,12 @@ class KlEstimate:
 
     @property
     def remainder(self) -> Tensor:
-        """What the L2 term misses of `kl`, (B,)."""
+        """The part of `kl` that the L2 term misses, (B,)."""
         return self.trace - self.log_det
 
     @property
     def remainder_share(self) -> float:
-        """Mean remainder / mean KL: near 0 where the L2 term stands for the KL; nan for f = 0."""
+        """Mean remainder / mean KL: near 0 if the L2 term approximates the KL; nan for f = 0."""
         return float(self.remainder.mean() / self.kl.mean())
 
 
@@ -62,23 +63,23 @@ def kl_terms(
     steps: int = 16,
     generator: torch.Generator | None = None,
 ) -> KlEstimate:
-    """The terms of the KL, by Hutchinson's estimator and stochastic Lanczos quadrature.
+    """Estimate the terms of the KL with Hutchinson's estimator and stochastic Lanczos quadrature.
 
     With A = I + J, log|det A| is half the trace of log(A^T A), however large J is, and Lanczos
-    steps from a probe v give v^T log(A^T A) v. The trace takes the same probes: the errors of the
-    two are equal to first order in J, so that their difference is far more accurate than either.
+    steps from a probe v give v^T log(A^T A) v. The trace uses the same probes: the errors of the
+    two are equal to first order in J, so their difference is far more accurate than either.
 
     Args:
         f: such as `lambda x: hypernetwork(network, x, conditioning)`.
         noise: x ~ N(0, I), (B, C, H, W).
-        probes: vectors of random signs for each image; the error falls with the root of B x probes.
-        steps: Lanczos steps from a probe, each a forward-mode and a backward pass; no more than d
-            are taken. Too few put log_det too high: by an error that falls with
+        probes: vectors of random signs per image; the error falls with the root of B x probes.
+        steps: Lanczos steps per probe, at most d; each takes a forward-mode and a backward pass.
+            With too few, log_det is too high, by an error that falls with
             ((k - 1) / (k + 1))^(2 steps) for a condition number k of A.
         generator: a CPU generator for the probes.
 
     Raises:
-        ValueError: there is no probe or no step.
+        ValueError: probes or steps is below 1.
     """
     _check_counts(probes=probes, steps=steps)
     jacobian = _Jacobian(f, noise)
@@ -92,10 +93,10 @@ def kl_terms(
 
 
 def exact_kl_terms(f: NoiseMap, noise: Tensor) -> KlEstimate:
-    """The terms of the KL from whole Jacobians: d backward passes and B matrices d x d.
+    """Compute the terms of the KL from full Jacobians: d backward passes and B matrices d x d.
 
     Args:
-        noise: x ~ N(0, I), (B, C, H, W) of few elements, d up to some thousands.
+        noise: x ~ N(0, I), (B, C, H, W), with d up to a few thousand.
     """
     jacobian = _Jacobian(f, noise)
     matrix = jacobian.matrix().double().cpu()
@@ -107,18 +108,18 @@ def exact_kl_terms(f: NoiseMap, noise: Tensor) -> KlEstimate:
 def lipschitz_estimate(
     f: NoiseMap, noise: Tensor, *, iterations: int = 12, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The largest singular value of J at each noise, (B,) float64 on the CPU.
+    """Estimate the largest singular value of J at each noise, (B,) float64 on the CPU.
 
-    A lower bound of the Lipschitz constant of f. It is found from below, by Lanczos iterations on
-    J^T J, which need far fewer products than plain power iterations.
+    It is a lower bound of the Lipschitz constant of f. The estimate approaches it from below, by
+    Lanczos iterations on J^T J, which need far fewer products than power iterations.
 
     Args:
         noise: (B, C, H, W).
-        iterations: each a forward-mode and a backward pass; no more than d are taken.
+        iterations: Lanczos iterations, at most d; each takes a forward-mode and a backward pass.
         generator: a CPU generator for the starting vectors.
 
     Raises:
-        ValueError: there is no iteration.
+        ValueError: iterations is below 1.
     """
     _check_counts(iterations=iterations)
     jacobian = _Jacobian(f, noise)
@@ -128,43 +129,43 @@ def lipschitz_estimate(
 
 
 def kl_bound_gap(lipschitz: Tensor, d: int) -> Tensor:
-    """d (-log(1 - L) - L), the paper's bound of |KL - 1/2 E||f||^2|; infinite for L >= 1.
+    """d (-log(1 - L) - L), the paper's bound on |KL - 1/2 E||f||^2|; infinite for L >= 1.
 
     Args:
         lipschitz: Lipschitz constants L of f, of any shape.
-        d: number of elements of one noise.
+        d: number of elements in one noise.
     """
     gap = d * (-torch.log1p(-lipschitz) - lipschitz)
     return torch.where(lipschitz < 1, gap, torch.inf)
 
 
 class _Jacobian:
-    """J of f at each noise: its products with vectors (B, d)."""
+    """The Jacobian J of f at each noise, as products with vectors (B, d)."""
 
     def __init__(self, f: NoiseMap, noise: Tensor) -> None:
         self.f = f
         self.x = noise.detach().clone().requires_grad_()
         with torch.enable_grad():
-            self.y = f(self.x) + 0 * self.x  # a constant f has a derivative as well
+            self.y = f(self.x) + 0 * self.x  # so that a constant f has a derivative too
 
     @property
     def l2(self) -> Tensor:
         return 0.5 * self.y.detach().double().flatten(1).square().sum(1).cpu()
 
     def times(self, v: Tensor) -> Tensor:
-        """J v. The fused attention kernels have no forward mode, so attention runs without them."""
+        """J v. Fused attention kernels do not support forward mode, so they are turned off."""
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
             y = self.f(forward_ad.make_dual(self.x.detach(), v.view_as(self.x)))
             tangent = forward_ad.unpack_dual(y).tangent
         return torch.zeros_like(v) if tangent is None else tangent.flatten(1)
 
     def transposed_times(self, u: Tensor) -> Tensor:
-        """J^T u, from the graph of one forward pass, which is kept."""
+        """J^T u, from the graph of a single forward pass."""
         (product,) = torch.autograd.grad(self.y, self.x, u.view_as(self.y), retain_graph=True)
         return product.flatten(1)
 
     def matrix(self) -> Tensor:
-        """J itself, (B, d, d)."""
+        """The full J, (B, d, d)."""
         rows = torch.eye(self.x[0].numel(), dtype=self.x.dtype, device=self.x.device)
         return torch.stack([self.transposed_times(row.repeat(len(self.x), 1)) for row in rows], 1)
 
@@ -186,9 +187,9 @@ def _bidiagonalise(
     start: Tensor,
     steps: int,
 ) -> Tensor:
-    """Golub and Kahan's bidiagonal matrix of A from a start v (B, d): (B, steps, steps) float64.
+    """Golub-Kahan bidiagonalisation of A from a start v (B, d): (B, steps, steps) float64.
 
-    Its square B^T B is the Lanczos matrix of A^T A, without the loss of accuracy of squaring A.
+    Its square B^T B is the Lanczos matrix of A^T A, without the accuracy lost by squaring A.
     """
     steps = min(steps, start.shape[1])
     result = torch.zeros(len(start), steps, steps, dtype=torch.float64)
@@ -206,10 +207,10 @@ def _bidiagonalise(
 def _orthonormalise(vectors: Tensor, basis: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The part of `vectors` (B, d) that is orthogonal to `basis`, as unit vectors, and its length.
 
-    Both are 0 for images where nothing but rounding is left.
+    Both are 0 for images where only rounding error is left.
     """
     rest = vectors
-    for _ in range(2):  # once leaves rounding errors of the size of what was taken away
+    for _ in range(2):  # one pass leaves rounding errors relative to what was subtracted
         for known in basis:
             rest = rest - (known * rest).sum(1, keepdim=True) * known
     length = rest.norm(dim=1, keepdim=True)

@@ -85,8 +85,8 @@ def _refuse_grouped(network: nn.Module) -> None:
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
             raise AdapterError(
-                f"adapt_depthwise is for noise hypernetworks: beside the depthwise convolution "
-                f"{name} a LoRA on the generator could be loaded by neither diffusers nor ComfyUI"
+                f"adapt_depthwise is for noise hypernetworks: neither diffusers nor ComfyUI could "
+                f"load a LoRA on the generator that adapts the depthwise convolution {name}"
             )
 
 

@@ -1,16 +1,16 @@
-"""Downloads from the Hugging Face hub or a mirror: every failure becomes one clear message."""
+"""Downloads from the Hugging Face hub or a mirror, with one clear error for every failure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LONGEST = 300  # characters of what the client says, which may quote a page
+_LONGEST = 300  # characters of the client's message, which may quote a whole page
 
 
 @contextmanager
 def arriving(what: str) -> Iterator[None]:
-    """Around calls of huggingface_hub, or of datasets, that may download.
+    """Wraps calls of huggingface_hub or datasets that may download.
 
     Args:
         what: name of the download, for the message.
@@ -22,7 +22,7 @@ def arriving(what: str) -> Iterator[None]:
 
     try:
         yield
-    except Exception as error:  # the client's, and those of the HTTP library of its version
+    except Exception as error:  # the client's, and those of whichever HTTP library it uses
         below = error
         while below.__cause__ is not None:
             below = below.__cause__

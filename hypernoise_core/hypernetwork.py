@@ -50,7 +50,7 @@ class NoiseHypernetwork(LoraAdapter):
         if self.last_layer not in branches:
             raise AdapterError(
                 f"the adapter has no weights for the last layer {self.last_layer!r} of "
-                f"{self.family.name}, so it is no noise hypernetwork but an ordinary LoRA"
+                f"{self.family.name}, so it is an ordinary LoRA, not a noise hypernetwork"
             )
 
     @classmethod

@@ -1,9 +1,9 @@
-"""The patterns by which a LoRA configuration names layers, matched without going back.
+"""The patterns by which a LoRA configuration names layers, matched without backtracking.
 
-peft takes any regular expression, and there are short ones that take years to match. Here is the
-part of them that people and programs write: a parser for it, and a matcher that goes through a
-name once with the set of all places where the match may stand. What is not in the grammar is
-refused, so a new form of Python's expressions changes nothing.
+peft accepts any regular expression, and some short ones take years to match. This module supports
+the subset that is used in practice, with a parser and a matcher that reads a name once and tracks
+the set of all possible positions. Everything outside the grammar is refused, so new syntax in
+Python's regular expressions has no effect.
 
     pattern  = sequence ("|" sequence)*
     sequence = (character repeat? | group "?"? | "^" | "$")*
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 from .errors import PatternError
 
-FORMS = r"names, \. . \d \w [0-9] with * + or ? behind one of these, (a|b), (a)?, ^ and $"
-"""What a pattern may be made of, for error messages."""
+FORMS = r"names, \. . \d \w [0-9] with * + or ? after one of these, (a|b), (a)?, ^ and $"
+"""The supported syntax, for error messages."""
 DEEPEST = 20
-"""Groups in groups."""
+"""Maximum nesting of groups."""
 
 _TOKEN = re.compile(
     r"""
@@ -40,14 +40,14 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class _Text:
-    """These characters one after the other."""
+    """Literal characters."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """One character that fits, or with `repeat` as many as that says."""
+    """One matching character, or as many as `repeat` allows."""
 
     fits: re.Pattern[str]
     repeat: str | None
@@ -62,7 +62,7 @@ class _Anchor:
 
 @dataclass(frozen=True)
 class _Choice:
-    """One of several sequences, or none of them if it is optional."""
+    """One of several sequences, or nothing if it is optional."""
 
     sequences: Sequence[Sequence[_Item]]
     optional: bool = False
@@ -72,10 +72,10 @@ _Item = _Text | _Kind | _Anchor | _Choice
 
 
 class LayerPattern:
-    """A pattern as peft takes it for layers.
+    """A pattern for layer names, as peft accepts it.
 
     Raises:
-        PatternError: it is not of the grammar.
+        PatternError: it is outside the grammar.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -83,20 +83,20 @@ class LayerPattern:
         self._items = _count(self._choice)
 
     def steps(self, names: Iterable[str]) -> int:
-        """At most so many steps does it take to match all of these names."""
+        """Upper bound on the steps needed to match all of these names."""
         places = (len(name) if self._spreads else name.count(".") for name in names)
         return self._items * sum(place + 2 for place in places)
 
     def matches(self, name: str) -> bool:
-        r"""Whether `re.match(rf"(.*\.)?({pattern})$", name)` finds something, which is peft's rule:
-        the pattern matches the whole name, or what follows one of its dots."""
+        r"""Whether `re.match(rf"(.*\.)?({pattern})$", name)` matches, which is peft's rule: the
+        pattern must match the whole name, or everything after one of its dots."""
         first_line = name.split("\n", 1)[0]
         starts = {0, *(i + 1 for i, character in enumerate(first_line) if character == ".")}
         return not _ends(name).isdisjoint(_after(self._choice, name, starts))
 
 
 def _parse(pattern: str) -> tuple[_Choice, bool]:
-    """The pattern as a choice, and whether it has a * or +."""
+    """The parsed pattern, and whether it contains a * or +."""
     open_choices: list[list[list]] = [[[]]]
     place = 0
     spreads = False
@@ -130,7 +130,7 @@ def _parse(pattern: str) -> tuple[_Choice, bool]:
 
 
 def _one(source: str) -> re.Pattern[str]:
-    """A character or a class of them; without repeats, so that nothing is tried twice."""
+    """A character or a character class, without repetition."""
     try:
         return re.compile(source)
     except re.error as error:  # [z-a]
@@ -138,7 +138,7 @@ def _one(source: str) -> re.Pattern[str]:
 
 
 def _joined(choice: _Choice) -> _Choice:
-    """The same with characters that follow each other as one text."""
+    """The same, with consecutive literal characters joined."""
     sequences = []
     for sequence in choice.sequences:
         joined, text = [], []
@@ -156,19 +156,19 @@ def _joined(choice: _Choice) -> _Choice:
 
 
 def _count(item: _Item) -> int:
-    """The items in it, itself among them."""
+    """The number of items in it, including itself."""
     if not isinstance(item, _Choice):
         return 1
     return 1 + sum(1 + sum(map(_count, sequence)) for sequence in item.sequences)
 
 
 def _ends(name: str) -> set[int]:
-    """Where `$` holds: at the end, and before a line's end there."""
+    """Where `$` matches: at the end, and before a final newline."""
     return {len(name), len(name) - name.endswith("\n")}
 
 
 def _after(item: _Item, name: str, places: set[int]) -> set[int]:
-    """Where a match of the item may end that begins in one of these places of the name."""
+    """Where matches of the item may end that start at one of these positions in the name."""
     if isinstance(item, _Text):
         size = len(item.text)
         return {place + size for place in places if name.startswith(item.text, place)}

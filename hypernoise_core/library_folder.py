@@ -1,9 +1,9 @@
-"""Folders in the layout of diffusers and transformers, before one of these libraries opens them.
+"""Checks of a diffusers or transformers folder, before one of these libraries opens it.
 
-Both follow what the folder's JSON says: to code beside it, to weights elsewhere, to packages and
-repositories that bring code of their own. So of a folder that came from a stranger no more is read
-than what the libraries' own classes take to build a network, and no larger one is built than the
-weights beside it are for.
+Both libraries follow the JSON in the folder: to code next to it, to weights elsewhere, to packages
+and repositories with their own code. A folder may come from an untrusted source, so only settings
+that the libraries' own classes take to build a network are accepted, and no network is built that
+is larger than the weights in the folder.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from .tensor_file import open_safetensors
 from .text_file import read_text
 
 LARGEST_JSON = 64 << 20
-"""In bytes; the indexes of the largest models have some megabytes."""
+"""Size limit in bytes; the indexes of the largest models have a few megabytes."""
 LARGEST_NUMBER = 1 << 23
-"""Of the whole numbers in a network's configuration; vocabularies and lengths of texts stay below a
-million. The libraries make lists of such lengths."""
+"""Limit for integers in a network's configuration; vocabularies and text lengths stay below a
+million. The libraries allocate lists of such lengths."""
 PARTS_PER_TENSOR = 10
-"""Modules for each tensor in the files; the libraries' networks have 3 at most."""
+"""Limit for modules per tensor in the files; the libraries' networks have at most 3."""
 MODULES_WITHOUT_WEIGHTS = 100_000
-"""In a folder of configurations alone, of which a network is built for its shapes; the largest of
-the libraries' networks have some thousands."""
+"""Limit for modules in a folder without weights, whose network is only built for its shapes; the
+largest networks of the libraries have a few thousand."""
 LIBRARIES = ("diffusers", "transformers")
 _KINDS = {
     "diffusers": ("ModelMixin", "SchedulerMixin"),
@@ -50,36 +50,35 @@ _KINDS = {
         "ProcessorMixin",
     ),
 }
-"""The libraries' classes of which parts of a pipeline are."""
+"""Base classes of pipeline components in each library."""
 _ABOUT = frozenset(
     "_class_name _diffusers_version _name_or_path architectures cache_implementation dtype "
     "finetuning_task id2label label2id model_type problem_type task_specific_params "
     "tokenizer_class torch_dtype transformers_version".split()
 )
-"""What configurations say of themselves, in words; none of it is followed."""
+"""Descriptive entries of configurations, in words; they have no effect."""
 _OF_OTHER_VERSIONS = frozenset(
     "activation_function hidden_act hidden_activation layer_types position_embedding_type "
     "rope_parameters rope_scaling".split()
 )
-"""What describes a network in words in files of older and newer versions of transformers."""
+"""Entries in words that describe a network in files of older and newer transformers versions."""
 _WORD = re.compile(r"[\w.+-]*")
 _CONFIGS = ("config.json", "scheduler_config.json")
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_)?model"
     r"(?:(?:\.(?P<one>\w+))?\.safetensors|\.safetensors\.index(?:\.(?P<shards>\w+))?\.json)"
 )
-"""What the libraries look for: weights in one file, or the index of their parts."""
+"""File names that the libraries look for: weights in one file, or the index of their shards."""
 
 
 def check_pipeline(folder: Path, parts: Sequence[str] | None = None) -> None:
-    """Makes sure that these parts of a pipeline are the libraries' own and hold what `check_part`
-    asks for.
+    """Check that these parts of a pipeline use the libraries' own classes and pass `check_part`.
 
     Args:
-        parts: None: all that the pipeline names.
+        parts: names of the parts; None: all parts of the pipeline.
 
     Raises:
-        LibraryFolderError: names the file, and what it asks for.
+        LibraryFolderError: names the file and the offending entry.
         ImportError: a library is missing.
     """
     _check_code(folder)
@@ -88,7 +87,7 @@ def check_pipeline(folder: Path, parts: Sequence[str] | None = None) -> None:
     if not isinstance(index.get("_class_name"), str):
         raise LibraryFolderError(
             f"{path} asks for a custom pipeline class, {index.get('_class_name')!r:.60}; only "
-            f"diffusers' are loaded"
+            f"those of diffusers are loaded"
         )
     if parts is None:
         named = (name for name, value in index.items() if isinstance(value, list))
@@ -112,21 +111,21 @@ def _library_class(path: Path, part: str, library: str, name: object) -> type:
     kinds = tuple(kind for kind in (getattr(module, k, None) for k in _KINDS[library]) if kind)
     if not (isinstance(found, type) and issubclass(found, kinds)):
         raise LibraryFolderError(
-            f"{path} asks for {library}.{name!s:.60} as {part}, which is no network, "
+            f"{path} asks for {library}.{name!s:.60} as {part}, which is not a network, "
             f"tokenizer or scheduler of the installed {library}"
         )
     return found
 
 
 def check_part(folder: Path, loaded: type) -> None:
-    """Makes sure that one part, such as a network or a tokenizer, is read from its own folder's
-    tensors and JSON alone, without running code.
+    """Check that a part, such as a network or a tokenizer, is read only from the tensors and JSON
+    in its own folder, without running code.
 
     Args:
-        loaded: the library's class that the part is loaded as.
+        loaded: the library class that the part is loaded as.
 
     Raises:
-        LibraryFolderError: names the file, and what it asks for.
+        LibraryFolderError: names the file and the offending entry.
     """
     _check_code(folder)
     if (adapter := folder / "adapter_config.json").exists():
@@ -134,7 +133,7 @@ def check_part(folder: Path, loaded: type) -> None:
             f"{adapter} makes transformers load another model; remove it from the folder"
         )
     for path in sorted(folder.glob("*.json")):
-        if path.name in ("tokenizer.json", "vocab.json"):  # large, and read by tokenizers alone
+        if path.name in ("tokenizer.json", "vocab.json"):  # large, and only read by tokenizers
             continue
         content = read_json(path)
         if path.name in _CONFIGS:
@@ -146,12 +145,12 @@ def check_part(folder: Path, loaded: type) -> None:
 
 
 def _check_config(path: Path, content: Mapping[str, Any], taker: Any, within: str = "") -> None:
-    """Makes sure that the entries of a configuration are parameters of the class that takes it, or
-    cannot lead anywhere.
+    """Check that each entry of a configuration is a parameter of the class that takes it, or is
+    harmless.
 
-    transformers keeps whatever else stands there as an attribute, and acts on many of those; names
-    of them come with each version. Numbers are harmless under any name, and files of older versions
-    are full of them. diffusers leaves out what its class does not take, but for objects.
+    transformers keeps all other entries as attributes and acts on many of them; each version adds
+    more. Numbers are harmless under any name, and files of older versions have many of them.
+    diffusers ignores what its class does not take, except for objects.
     """
     known = _parameters(taker) | _OF_OTHER_VERSIONS
     parts = getattr(taker, "sub_configs", None) or {}
@@ -176,9 +175,9 @@ def _check_config(path: Path, content: Mapping[str, Any], taker: Any, within: st
 
 
 def _check_settings(path: Path, content: Mapping[str, Any]) -> None:
-    """Of tokenizers and processors: code, and paths in place of the folder's own files."""
+    """Refuse code, and paths in place of the folder's own files, in tokenizers and processors."""
     for key, value in content.items():
-        leads = key.endswith("_file") and key != "special_tokens_map_file"  # that one is not read
+        leads = key.endswith("_file") and key != "special_tokens_map_file"  # this one is not read
         outside = leads and isinstance(value, str) and not _WORD.fullmatch(value)
         if (
             key == "auto_map"
@@ -192,7 +191,7 @@ def _check_settings(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _parameters(taker: Any) -> set[str]:
-    """What a class of configurations, or one that diffusers configures, takes by name."""
+    """The parameter names of a configuration class, or of a class that diffusers configures."""
     names: set[str] = set()
     for base in inspect.getmro(taker):
         if "__init__" in vars(base):
@@ -201,14 +200,14 @@ def _parameters(taker: Any) -> set[str]:
 
 
 def _is_inert(value: object) -> bool:
-    """Whether it is made of numbers, true, false and null alone."""
+    """Whether it consists only of numbers, booleans and null."""
     if isinstance(value, list):
         return all(map(_is_inert, value))
     return value is None or isinstance(value, (int, float)) or value in ("", {})
 
 
 def _are_words(value: object) -> bool:
-    """Whether all texts in it are plain words, which name no file, repository or module in one."""
+    """Whether all strings in it are plain words, which cannot name a path or a repository."""
     if isinstance(value, dict):
         return all(_are_words(key) and _are_words(inner) for key, inner in value.items())
     if isinstance(value, list):
@@ -217,7 +216,7 @@ def _are_words(value: object) -> bool:
 
 
 def _too_large(value: object) -> int | None:
-    """The first whole number in it that is above `LARGEST_NUMBER`."""
+    """The first integer in it that is above `LARGEST_NUMBER`."""
     if isinstance(value, (list, dict)):
         inner = value.values() if isinstance(value, dict) else value
         return next(filter(None, map(_too_large, inner)), None)
@@ -226,16 +225,16 @@ def _too_large(value: object) -> int | None:
 
 @contextmanager
 def building_from(folder: Path) -> Iterator[None]:
-    """While a library builds networks for the weights in a folder and those below: of no more
-    modules, and no larger ones, than these weights are for. Where there are none, of no more
-    modules than any network has.
+    """While the block builds networks for the weights in a folder and its subfolders, limits their
+    modules and parameters to what the weights can fill. Without weights, only the number of modules
+    is limited, to more than any network has.
 
-    A configuration of some bytes can ask for ten million layers, which take all memory before one
+    A tiny configuration can ask for ten million layers, which exhaust the memory before the first
     of them is compared with a weight.
 
     Raises:
-        LibraryFolderError: a larger one was begun.
-        TensorFileError: a file of weights is damaged.
+        LibraryFolderError: the network would be larger.
+        TensorFileError: a weights file is damaged.
     """
     files = [path for path in folder.rglob("*.safetensors") if path.is_file()]
     tensors = 0
@@ -243,7 +242,7 @@ def building_from(folder: Path) -> Iterator[None]:
         with open_safetensors(path) as file:
             tensors += len(list(file.keys()))
     most_modules = 1000 + PARTS_PER_TENSOR * tensors
-    # At least a byte each; some versions of the libraries register a parameter several times.
+    # At least one byte each; some versions of the libraries register a parameter several times.
     most_elements = LARGEST_NUMBER + 4 * sum(path.stat().st_size for path in files)
     if not files:
         most_modules, most_elements = MODULES_WITHOUT_WEIGHTS, math.inf
@@ -266,7 +265,7 @@ def building_from(folder: Path) -> Iterator[None]:
         if too_large:
             raise LibraryFolderError(
                 f"the configuration in {folder} asks for a larger network than "
-                + (f"the {tensors} tensors beside it are for" if files else "there is")
+                + (f"its {tensors} tensors can fill" if files else "any that exists")
                 + "; download the model from its authors"
             )
 
@@ -282,23 +281,24 @@ def building_from(folder: Path) -> Iterator[None]:
 
 
 def safetensors_variant(folder: Path) -> str | None:
-    """Which weights of a network's folder to load, of those that no code can hide in.
+    """Which .safetensors weights of a network's folder to load; other formats can hide code.
 
     Returns:
-        The `variant` for `from_pretrained`: None where the folder has weights without one, else
-        the one that it has, such as "fp16" where the file is model.fp16.safetensors.
+        The `variant` for `from_pretrained`: None if the folder has weights without one, otherwise
+        the only variant, such as "fp16" for model.fp16.safetensors.
 
     Raises:
-        LibraryFolderError: there is no .safetensors file, none under a name that the libraries
-            read, or several variants.
+        LibraryFolderError: there is no .safetensors file, none with a name that the libraries
+            read, or there are several variants.
     """
     files = sorted(path.name for path in folder.glob("*") if path.is_file())
     weights = [name for name in files if name.endswith(".safetensors")]
     if not weights:
         found = [name for name in files if not name.endswith(".json")]
         raise LibraryFolderError(
-            f"{folder} holds no .safetensors file ({', '.join(found[:4]) or 'no weights at all'}); "
-            f"other kinds can run code and are not loaded: get the model's .safetensors files"
+            f"{folder} contains no .safetensors file ({', '.join(found[:4]) or 'no weights'}); "
+            f"other formats can run code and are not loaded: download the model's .safetensors "
+            f"files"
         )
     variants = {
         found["one"] or found["shards"] for found in map(_WEIGHTS.fullmatch, files) if found
@@ -309,39 +309,39 @@ def safetensors_variant(folder: Path) -> str | None:
         return variants.pop()
     if variants:
         raise LibraryFolderError(
-            f"{folder} holds several variants of the weights ({', '.join(sorted(variants))}) and "
-            f"none without; keep the files of one"
+            f"{folder} contains several variants of the weights ({', '.join(sorted(variants))}) "
+            f"and no default; keep the files of one variant"
         )
     raise LibraryFolderError(
-        f"{folder} holds no weights by the names that diffusers and transformers read "
-        f"({', '.join(weights[:4])}): those are diffusion_pytorch_model.safetensors or "
-        f"model.safetensors, or an index of parts; get the whole folder of the model"
+        f"{folder} contains no weights under a name that diffusers and transformers read "
+        f"({', '.join(weights[:4])}): diffusion_pytorch_model.safetensors, model.safetensors or an "
+        f"index of shards; download the complete model"
     )
 
 
 def _check_code(folder: Path) -> None:
-    """diffusers runs some files for their names, such as None.py and tokenizer/transformers.py."""
+    """diffusers runs some files by name, such as None.py and tokenizer/transformers.py."""
     if code := sorted(path.name for path in folder.glob("*.py")):
         raise LibraryFolderError(
-            f"{folder} holds code ({code[0]:.60}), which is not run; remove it, or download the "
+            f"{folder} contains code ({code[0]:.60}), which is not run; remove it, or download the "
             f"model from its authors"
         )
 
 
 def _check_index(path: Path, content: Mapping[str, Any]) -> None:
-    """Shards are files of the same folder."""
+    """Check that all shards are files in the same folder."""
     weight_map = content.get("weight_map")
     names = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else {"nothing"}
     for name in sorted(names):
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise LibraryFolderError(
-                f"{path} names {name!r:.100} as a part; parts must be .safetensors files in the "
+                f"{path} names {name!r:.100} as a shard; shards must be .safetensors files in the "
                 f"same folder"
             )
 
 
 def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
-    """The object in a JSON file of at most so many bytes.
+    """The object in a JSON file of at most `largest` bytes.
 
     Raises:
         LibraryFolderError: names the file and what is wrong with it.

@@ -1,4 +1,4 @@
-"""Where links in a folder may lead: to what the folder holds itself."""
+"""Links in a folder may only lead to files inside it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def is_inside(file: Path, root: Path) -> bool:
-    """Whether a folder holds the file, or is a snapshot of the Hugging Face cache that does.
+    """Whether the file is inside a folder, or is a blob of the same Hugging Face cache entry.
 
-    Such a cache has the files in models--NAME/blobs or datasets--NAME/blobs, and links to them in
-    snapshots/REVISION beside it.
+    The cache stores files in models--NAME/blobs or datasets--NAME/blobs, and links to them in
+    snapshots/REVISION next to it.
 
     Args:
-        file, root: without links in them, as `Path.resolve` gives them.
+        file, root: resolved paths, see `Path.resolve`.
     """
     if file.is_relative_to(root):
         return True

@@ -111,7 +111,7 @@ def parse_weights(tensors: Mapping[str, Tensor]) -> ParsedWeights:
     if len(parsed.adapter_names) > 1:
         names = ", ".join(sorted(parsed.adapter_names))
         raise AdapterError(
-            f"the file holds several adapters ({names}): save each in a file of its own"
+            f"the file contains several adapters ({names}): save each in its own file"
         )
     incomplete = [
         name for name, layer in parsed.layers.items() if layer.down is None or layer.up is None
@@ -119,7 +119,7 @@ def parse_weights(tensors: Mapping[str, Tensor]) -> ParsedWeights:
     if incomplete:
         raise AdapterError(f"one of lora_A and lora_B is missing for {name_some(incomplete)}")
     if not parsed.layers:
-        raise AdapterError("the file holds no weights")
+        raise AdapterError("the file contains no weights")
     _check_shapes(parsed.layers)
     _check_numbers(parsed.layers)
     return parsed
@@ -133,7 +133,7 @@ def _check_shapes(layers: Mapping[str, LayerWeights]) -> None:
     ]
     if wrong:
         raise AdapterError(
-            f"{len(wrong)} layers have weights that are no two factors of a rank of 1 or more: "
+            f"{len(wrong)} layers have weights that are not two factors of a rank of 1 or more: "
             f"{name_some(wrong)}"
         )
 

@@ -151,8 +151,8 @@ def _parsed(field: str, pattern: str) -> LayerPattern:
         return LayerPattern(pattern)
     except PatternError as error:
         raise AdapterError(
-            f"{field} has an unsupported pattern, {_short(pattern)}: {error}; a pattern is "
-            f"made of {FORMS}"
+            f"{field} has an unsupported pattern, {_short(pattern)}: {error}; a pattern may "
+            f"contain {FORMS}"
         ) from error
 
 

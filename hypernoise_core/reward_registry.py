@@ -1,4 +1,4 @@
-"""The rewards there are, for settings that name them; imports neither torch nor a network.
+"""The names of all rewards, for settings; imports neither torch nor a network.
 
 A new reward is one file in rewards/ and one line in `CLASSES`.
 """
@@ -16,10 +16,10 @@ CLASSES = {
     "redness": "redness.Redness",
     "tiny-preference": "tiny_preference.TinyPreference",
 }
-"""Module in rewards/ and class of each reward, by its name."""
+"""Module in rewards/ and class of each reward, by name."""
 NAMES = tuple(CLASSES)
 PAPER = "paper"
-"""Name of the paper's four rewards with its weights."""
+"""Name for the paper's four rewards with the paper's weights."""
 PAPER_WEIGHTS = {"hps": 5.0, "imagereward": 1.0, "clip": 0.01, "pickscore": 0.05}
 """The paper's ensemble."""
 
@@ -40,10 +40,10 @@ def paper_weights() -> dict[str, float]:
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """`hps=5,clip=0.01`, or names alone with weight 1, or `paper`.
+    """Parse `hps=5,clip=0.01` (a name without a weight has weight 1) or `paper`.
 
     Raises:
-        ValueError: names what cannot be read.
+        ValueError: names the part that cannot be read.
     """
     if text.strip() == PAPER:
         return paper_weights()
@@ -52,7 +52,7 @@ def parse_weights(text: str) -> dict[str, float]:
         name, _, weight = (piece.strip() for piece in part.partition("="))
         check_reward(name)
         if name in weights:
-            raise ValueError(f"the reward {name} is named twice in {text!r}")
+            raise ValueError(f"the reward {name} appears twice in {text!r}")
         try:
             weights[name] = float(weight or 1)
         except ValueError as error:
@@ -60,5 +60,5 @@ def parse_weights(text: str) -> dict[str, float]:
         if not math.isfinite(weights[name]):
             raise ValueError(f"the weight of {name} is {weight:.60}; it must be finite")
     if not weights:
-        raise ValueError(f"no reward in {text!r}; name some, such as hps=5,imagereward=1")
+        raise ValueError(f"no rewards in {text!r}; give some, such as hps=5,imagereward=1")
     return weights

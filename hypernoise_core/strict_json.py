@@ -1,4 +1,4 @@
-"""JSON objects as strangers write them."""
+"""JSON objects from untrusted sources."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """The object that a text of JSON holds, in which no key stands twice.
+    """The object in a JSON text; duplicate keys are an error.
 
     Raises:
         ValueError: says what is wrong.

@@ -158,16 +158,16 @@ def _read_header(
     header = parse_object(raw.read(length))
     header.pop(_METADATA, None)
     if len(header) > MAX_TENSORS:
-        raise ValueError(f"it holds {len(header)} tensors, more than {MAX_TENSORS}")
+        raise ValueError(f"it contains {len(header)} tensors, more than {MAX_TENSORS}")
     return header
 
 
 def _check_dtypes(path: Path, header: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises TensorFileError for dtypes of the format that are not read: whole files, no damage."""
+    """Raises TensorFileError for valid dtypes of the format that are not supported."""
     for name, entry in header.items():
         if entry["dtype"] not in _DTYPES:
             raise TensorFileError(
-                f"{path} holds {name[:200]!r} in the unsupported dtype {entry['dtype']}: "
+                f"{path} contains {name[:200]!r} in the unsupported dtype {entry['dtype']}: "
                 f"convert it to float16, bfloat16 or float32"
             )
 

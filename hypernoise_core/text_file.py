@@ -1,4 +1,4 @@
-"""Text as people's programs write it: byte order marks, line ends, lines that show nothing."""
+"""Reading text files from any program: byte order marks, line endings, blank lines."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import unicodedata
 from pathlib import Path
 
 STDIN = Path("-")
-"""The path that means standard input, where a file is read only once."""
+"""The path that means standard input, where a file is only read once."""
 
 _LINE_END = re.compile("\r\n|\r|\n")
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # categories: control, format such as U+200B, spaces
 
 
 def read_text(path: Path) -> str:
-    r"""The text of a file in UTF-8; lines end in \n, whatever ended them.
-
-    The byte order mark, with which Windows' programs begin a file, is left out.
+    r"""The text of a UTF-8 file, with every line ending as \n and without a byte order mark.
 
     Args:
-        path: a file, a pipe that a shell has opened (/dev/stdin, <(...)), or `STDIN`.
+        path: a file, a pipe opened by a shell (/dev/stdin, <(...)), or `STDIN`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -44,22 +42,22 @@ def _read(path: Path) -> bytes:
         raise FileNotFoundError(f"there is no file {path}")
     mode = path.stat().st_mode
     is_open = path.is_absolute() and path.parts[1] in ("dev", "proc")
-    # Any other pipe may have nobody who ever writes into it.
+    # Any other pipe may never be written to.
     if not (stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and is_open)):
         raise ValueError(f"{path} is not a text file")
     return path.read_bytes()
 
 
 def lines(text: str) -> list[str]:
-    r"""The lines of a text without their ends, which are \n, \r\n or \r.
+    r"""The lines of a text without their endings, which are \n, \r\n or \r.
 
-    `str.splitlines` would also cut at form feeds and at U+0085 and U+2028, which stand inside of
-    people's prompts and of JSON.
+    `str.splitlines` would also split at form feeds, U+0085 and U+2028, which occur inside prompts
+    and JSON.
     """
     found = _LINE_END.split(text)
     return found[:-1] if found[-1] == "" else found
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of it can be seen: spaces, control and zero-width characters at most."""
+    """Whether it has no visible character, only spaces, control and zero-width characters."""
     return all(unicodedata.category(character) in _INVISIBLE for character in text)

@@ -1,7 +1,7 @@
 #!/bin/sh
-# evaluate.sh BIN OUT [MORE...]: three hypernetworks and a fine-tuned generator for tiny-sprint are
-# trained, and compared with what else a user may spend time on. MORE goes to `hypernoise evaluate`.
-# Started again, it goes on where it was.
+# evaluate.sh BIN OUT [MORE...]: trains three hypernetworks and a fine-tuned LoRA for tiny-sprint,
+# and compares them with other ways to spend compute. MORE is passed to `hypernoise evaluate`. If it
+# is interrupted, run it again: it continues where it stopped.
 set -eu
 bin=$1 out=$2
 shift 2
@@ -13,7 +13,7 @@ train() { # FOLDER OPTION...
     "$bin/hypernoise" train --save_dir "$folder" --resume --keep_last 1000 --log_every 0 \
         --tracker none "$@"
 }
-stage() { # FOLDER UPDATE: the adapter at that update
+stage() { # FOLDER UPDATE: the adapter after that update
     printf '%s/%s/checkpoints/step_%09d.safetensors' "$runs" "$1" "$2"
 }
 
@@ -37,7 +37,7 @@ for rank in 1 2 4 8; do
     ablation="$ablation rank_$rank=$file"
 done
 ablation="$ablation rank_16=$runs/seed_0/hypernoise.safetensors"
-# As many processes as the two cores that its time is stated for, each with a thread.
-# shellcheck disable=SC2086  # no path in it has a space
+# One process with one thread per core; the documented time is for two cores.
+# shellcheck disable=SC2086  # none of its paths contains a space
 OMP_NUM_THREADS=1 "$bin/torchrun" --standalone --nproc_per_node 2 -m hypernoise.training.cli \
     evaluate --config evaluation-tiny --out "$out" --ablation $ablation "$@"

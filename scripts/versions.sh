@@ -1,25 +1,25 @@
 #!/bin/sh
-# Tests the oldest and the newest versions that are supported. docs/versions.md has the results.
+# Tests the oldest and the newest supported versions. The results are in docs/versions.md.
 #
-#   sh scripts/versions.sh           all of these; or some of them by name:
+#   sh scripts/versions.sh           all of the following; or some of them by name:
 #   sh scripts/versions.sh oldest    Python 3.10, every direct dependency at its lower bound
 #   sh scripts/versions.sh newest    Python 3.13, everything at its newest release
-#   sh scripts/versions.sh comfyui   the oldest ComfyUI, with what it names itself
+#   sh scripts/versions.sh comfyui   the oldest supported ComfyUI, with its own requirements
 #   sh scripts/versions.sh beside    requirements.txt changes nothing that ComfyUI has installed
 #
 # Needs uv (pip install uv), a network, and up to 7 GB in out/versions/ at a time.
-# Stops at the first failure and leaves that environment there.
+# Stops at the first failure and keeps that environment.
 set -eu
 
 folder=$(pwd)/out/versions
 tests="tests/test_import_rules.py tests/core tests/rewards tests/trust/test_hostile_adapters.py
     tests/training/test_trainer.py tests/training/test_families.py"
 oldest_comfyui=$(sed -n 's/^requires-comfyui = ">=\([0-9.]*\)".*/\1/p' pyproject.toml)
-oldest_transformers=4.50.3  # that ComfyUI allows
+oldest_transformers=4.50.3  # allowed by ComfyUI
 
 say() { printf 'versions: %s\n' "$*" >&2; }
 
-# environment PYTHON: an empty one, in $venv
+# environment PYTHON: creates an empty environment in $venv
 environment() {
     rm -rf "$venv"
     uv venv --quiet --seed --python "$1" "$venv"
@@ -54,12 +54,12 @@ comfyui() {
     install --no-deps --no-build-isolation -e .
     comfyui=$("$venv/bin/python" tests/comfyui/fetch_comfyui.py "$oldest_comfyui")
     install -r "$comfyui/requirements.txt"
-    # The files of the workflows have SaveImage's output, which ComfyUI gave it later.
+    # The workflow files have an output of SaveImage that older versions of ComfyUI lack.
     COMFYUI_PATH=$comfyui "$venv/bin/pytest" tests/comfyui \
         -m "not browser" -k "not links_and_slots"
 }
 
-# beside: without torch, which nothing here may name in the first place
+# beside: without torch, which requirements.txt must not name anyway
 beside() {
     for transformers in "transformers==$oldest_transformers" transformers; do
         environment 3.12

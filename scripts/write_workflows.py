@@ -1,9 +1,9 @@
 # ruff: noqa: E501 - the notes are text
-"""Writes workflows/*.json and their twins in API format from the graphs described here.
+"""Writes workflows/*.json, and workflows/api/*.json in API format, from the graphs described here.
 
     python scripts/write_workflows.py http://127.0.0.1:8188
 
-needs a running ComfyUI that has this extension: it knows the nodes' inputs and outputs.
+Needs a running ComfyUI with this extension, from which it reads the inputs and outputs of nodes.
 """
 
 import json
@@ -132,7 +132,7 @@ class Graph:
         return number
 
     def write(self, name: str) -> None:
-        """workflows/NAME.json for the canvas and workflows/api/NAME.json for scripts."""
+        """Writes workflows/NAME.json for the canvas and workflows/api/NAME.json for scripts."""
         workflow = {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"hypernoise/{name}")),
             "revision": 0,
@@ -174,7 +174,7 @@ By default, this workflow runs the tiny generator that ships with the extension.
 
 @dataclass(frozen=True)
 class Sana:
-    """What every SANA-Sprint graph starts with."""
+    """The start of every SANA-Sprint graph."""
 
     model: Output
     clip: Output
@@ -207,7 +207,7 @@ def ksampler(
     y: int = TOP,
     steps: int = 1,
 ) -> Output:
-    """KSampler as distilled models want it, in the third column."""
+    """KSampler with the settings for distilled models, in the third column."""
     return graph.add(
         "KSampler", 2, y, model=model, positive=positive, negative=negative, latent_image=latent,
         seed=7, steps=steps, cfg=1.0, sampler_name="euler", scheduler="simple", tall=270,

@@ -29,7 +29,7 @@ COMMANDS = {
     ),
     "card": Command("Write a Hugging Face model card for an adapter.", "CardConfig"),
     "generate": Command("Write images with and without a hypernetwork.", "GenerateConfig"),
-    "reno": Command("Search the noise that a reward prefers (ReNO).", "RenoCommand"),
+    "reno": Command("Optimise noise for a reward, one image at a time (ReNO).", "RenoCommand"),
     "score": Command("Score a folder of images with rewards.", "ScoreConfig"),
     "export": Command("Write an adapter as a smaller file for ComfyUI.", "ExportConfig"),
     "download": Command("Download the weights of rewards.", "DownloadConfig"),
@@ -74,8 +74,8 @@ def _read(name: str, words: list[str]) -> Any:
     """The settings of a command."""
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise ValueError(f"no command {name!r:.60}: {hint}")
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+        raise ValueError(f"unknown command {name!r:.60}: {hint}")
     command = COMMANDS[name]
     kind = getattr(_module("commands.settings"), command.settings)
     return _module("settings").read_settings(kind, words, name, command.summary)
@@ -86,7 +86,7 @@ def _module(name: str) -> Any:
 
 
 def _where() -> str:
-    """Where to report a bug, as pyproject.toml has it."""
+    """Where to report a bug, from pyproject.toml."""
     try:
         links = metadata.metadata("hypernoise").get_all("Project-URL") or []
     except metadata.PackageNotFoundError:

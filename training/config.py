@@ -197,7 +197,7 @@ class TrainingConfig:
 
     def _check_rewards(self) -> None:
         if not self.rewards:
-            raise ValueError("rewards names none: enable one, such as hps")
+            raise ValueError("there are no rewards: enable one, such as hps")
         for name, weight in self.rewards.items():
             check_reward(name)
             if not (math.isfinite(weight) and weight):

@@ -1,4 +1,4 @@
-"""Config files in TOML: the shipped ones, yours, and the one that every run writes."""
+"""Config files in TOML: shipped ones, the user's own, and the one that every run writes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).with_name("configs")
 _LARGEST = 100_000
-"""Bytes of a config file. The shipped ones have less than 1,000, the one of a run some 2,000."""
+"""Bytes in a config file. Shipped ones have less than 1,000, that of a run about 2,000."""
 _MOST_DOTS = 1000
-"""In a line. The parser needs minutes and gigabytes for a key with very many parts."""
+"""Dots in a line. The parser needs minutes and gigabytes for a key with very many parts."""
 _BACKSLASHES = (
     "in double quotes a backslash starts an escape such as \\n; write a Windows path in 'single "
     "quotes', or with forward slashes"
@@ -27,21 +27,21 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def find_config(name: str | Path) -> Path:
-    """The .toml file at a path, or the shipped one of that name.
+    """The .toml file at a path, or the shipped config of that name.
 
     Raises:
-        FileNotFoundError: there is no such file; lists the shipped ones.
+        FileNotFoundError: there is no such file; lists the shipped configs.
     """
     name = Path(name).expanduser()
     path = name if name.suffix else CONFIGS / f"{name}.toml"
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
-        raise FileNotFoundError(f"there is no config file {path}; shipped are {shipped}")
+        raise FileNotFoundError(f"there is no config file {path}; shipped configs: {shipped}")
     return path
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a config file says.
+    """The content of a config file.
 
     Raises:
         ValueError: the file cannot be read; names it.
@@ -55,17 +55,19 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def check_path(text: str, where: str) -> None:
-    """Refuses what a Windows path in double quotes turns into.
+    """Refuse control characters, which a Windows path in double quotes turns into.
 
     Raises:
-        ValueError: the path has a control character; names the place that it is from.
+        ValueError: the path contains a control character; names `where` it is from.
     """
     if control := _CONTROL.search(text):
-        raise ValueError(f"{where} contains {control[0]!r}, which no path has: {_BACKSLASHES}")
+        raise ValueError(
+            f"{where} contains {control[0]!r}, which no path can contain: {_BACKSLASHES}"
+        )
 
 
 def to_toml(settings: DataclassInstance) -> str:
-    """All settings as `--config` reads them; None, which TOML lacks, and () are left out."""
+    """All settings as `--config` reads them, without None, which TOML lacks, and without ()."""
     import tomli_w
 
     values = {f.name: getattr(settings, f.name) for f in fields(settings)}

@@ -188,8 +188,8 @@ def _check_rows(tensors: Mapping[str, Tensor], prompts: Sequence[str]) -> None:
     for name, tensor in tensors.items():
         if tensor.shape[:1] != (len(prompts),):
             raise ValueError(
-                f"the encoder made {name} {tuple(tensor.shape)} of {len(prompts)} prompts; the "
-                f"first dimension has to be theirs"
+                f"the encoder returned {name} {tuple(tensor.shape)} for {len(prompts)} prompts; "
+                f"the first dimension must be their number"
             )
 
 

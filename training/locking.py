@@ -1,5 +1,5 @@
-"""A lock that one process at a time holds on what it writes; the system takes it back from a
-process that is killed."""
+"""A lock on an output that one process at a time holds; the operating system releases it when the
+process is killed."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from filelock import FileLock, Timeout
 
 
 def lock(path: Path, refusal: str) -> FileLock:
-    """Takes the lock, without waiting for it.
+    """Acquire the lock without waiting.
 
     Args:
-        path: of the lock's file, which stays when the lock is released.
-        refusal: what to say where another process holds it.
+        path: lock file, which remains after the lock is released.
+        refusal: error message if another process holds the lock.
 
     Raises:
-        ValueError: another process holds it.
-        OSError: its file cannot be written.
+        ValueError: another process holds the lock.
+        OSError: the lock file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    taken = FileLock(path)
+    acquired = FileLock(path)
     try:
-        taken.acquire(timeout=0)
+        acquired.acquire(timeout=0)
     except Timeout:
         raise ValueError(refusal) from None
-    return taken
+    return acquired
 
 
 @contextmanager
 def passing_lock(path: Path, refusal: str) -> Iterator[None]:
-    """Holds the lock in the block, and leaves no file behind. Raises what `lock` raises."""
+    """Hold the lock for the duration of the block, then delete its file. Raises as `lock` does."""
     held = lock(path, refusal)
     try:
         yield
     finally:
-        # Before it is released: a process that had opened the file sees that it is gone, and a
-        # later one makes a new file. Windows deletes no file that is open: there the release does.
+        # Before the release: a process that has opened the file sees that it is gone, and a later
+        # one creates a new file. Windows cannot delete an open file: there the release does it.
         with suppress(OSError):
             path.unlink()
         held.release()

@@ -50,8 +50,8 @@ def model_folder(name: str, cache_dir: Path | None = None) -> Path:
     if not isinstance(index, str):
         known = ", ".join((*EMBEDDED, *PUBLISHED))
         raise FileNotFoundError(
-            f"no model {name!r}: it is neither known ({known}) nor a folder, or the Hugging Face "
-            f"cache does not hold it (hf download {repository} fetches it)"
+            f"no model {name!r}: give one of {known}, a diffusers folder, or a repository in the "
+            f"Hugging Face cache (to download it: hf download {repository})"
         )
     return Path(index).parent
 

@@ -1,5 +1,5 @@
-"""The processes that share a run: `accelerate launch` or `torchrun` starts them, on one or many
-machines; a command that is started alone is one process."""
+"""The processes of a distributed run, which `accelerate launch` or `torchrun` starts on one or
+more machines. A command that is run directly is a single process."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 SLOWEST = timedelta(hours=3)
-"""How long the others wait for one process, which may be encoding prompts for all."""
+"""Timeout before training, while one process may be encoding prompts for all."""
 IN_TRAINING = timedelta(minutes=30)
-"""How long they wait from then on, while one may be writing to a slow disk."""
+"""Timeout during training, while one process may be writing to a slow disk."""
 
 
 def join() -> Accelerator:
-    """This process's place among them, and its device."""
+    """The rank and the device of this process."""
     waiting = InitProcessGroupKwargs(timeout=SLOWEST)
     return Accelerator(cpu=not _has_device(), kwargs_handlers=[waiting])
 
 
 def expect_answers() -> None:
-    """From now on a process that does not answer for `IN_TRAINING` counts as lost."""
+    """From now on, a process that does not respond for `IN_TRAINING` counts as lost."""
     if dist.is_available() and dist.is_initialized():
         c10d = dist.distributed_c10d
         old_name = "_set_pg_timeout"  # of torch before 2.14
@@ -35,10 +35,10 @@ def expect_answers() -> None:
 
 @contextmanager
 def naming_lost_processes() -> Iterator[None]:
-    """Says so where the block fails because another process is gone.
+    """Turn an error in the block that comes from the loss of another process into a clear one.
 
     Raises:
-        ConnectionError: another process has ended, or hangs.
+        ConnectionError: another process has died or hangs.
     """
     try:
         yield
@@ -47,13 +47,13 @@ def naming_lost_processes() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise ConnectionError(
-            f"another process of this run has died or hangs ({reason}): end what is left of the "
-            f"run; --resume goes on from its last checkpoint"
+            f"another process of this run has died or hangs ({reason}): stop the remaining "
+            f"processes; --resume continues from the last checkpoint"
         ) from error
 
 
 def _has_device() -> bool:
-    """Whether there is more than a CPU, without which accelerate has to be told so."""
+    """Whether there is an accelerator; without one, accelerate must be told to use the CPU."""
     return (
         torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
     )

@@ -1,4 +1,4 @@
-"""Progress bars; where nobody watches, as in a log file, a line now and then in their place."""
+"""Progress bars on a terminal; elsewhere, as in a log file, a line from time to time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS = 30.0
-"""Between two lines."""
+"""Interval between two lines."""
 
 _LINE = (
     "{desc}: {percentage:3.0f}%, {n_fmt} of {total_fmt}, {elapsed}<{remaining}, {rate_fmt}{postfix}"
@@ -17,14 +17,14 @@ _LINE = (
 
 
 def progress_bar(*args: Any, **options: Any) -> tqdm:
-    """A bar on stderr; what is no terminal gets a line each `SECONDS`, and one at the end.
+    """A bar on stderr; if that is not a terminal, a line every `SECONDS` and one at the end.
 
     Args:
-        args, options: tqdm's. What is disabled or has nothing to do shows nothing; TQDM_DISABLE=1
-            in the environment does that to all.
+        args, options: those of tqdm. A disabled bar, or one with a total of 0, shows nothing;
+            TQDM_DISABLE=1 in the environment disables all bars.
     """
     if options.pop("disable", False) or options.get("total") == 0:
-        options["disable"] = True  # False would beat the environment
+        options["disable"] = True  # False would override the environment
     if sys.stderr.isatty():
         return tqdm(*args, **options)
     return _Lines(*args, **options | {"bar_format": _LINE, "mininterval": SECONDS})
@@ -36,7 +36,7 @@ class _Lines(tqdm):
         super().__init__(*args, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Writes a line, but not soon after another; tqdm itself ends the last one."""
+        """Write a line unless the last one is recent; tqdm itself ends the final line."""
         now = time.monotonic()
         if not self.disable and now - self._said < SECONDS:
             return False
@@ -45,11 +45,11 @@ class _Lines(tqdm):
         return True
 
     def clear(self, nolock: bool = False) -> None:
-        """Nothing: what is written stays."""
+        """Do nothing: lines that are written stay."""
 
 
 def keep_loading_quiet() -> None:
-    """Keeps the bars with which libraries load models out of what is no terminal."""
+    """Hide the progress bars of model loading where stderr is not a terminal."""
     if sys.stderr.isatty():
         return
     import diffusers

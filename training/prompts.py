@@ -1,4 +1,4 @@
-"""The prompts that a task stands for: a named collection, a file, or a data set."""
+"""The prompts of a task: a named collection, a file, or a dataset."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ def load_prompts(
 ) -> list[str]:
     """The prompts of a task in the order of their source, without surrounding whitespace.
 
-    Empty prompts are left out, and so are repeated ones, except in the tiny world's tasks, where
-    small categories repeat their captions to weigh as much as the large ones.
+    Empty and repeated prompts are dropped, except in the tiny world's tasks, where small categories
+    repeat their captions to weigh as much as large ones.
 
     Args:
         task: a key of `NAMED_TASKS`; else a folder of files with one of the suffixes in `READERS`,
             or such a file; else a hub repository `owner/name` whose split `train` the `datasets`
             library reads.
         data_dir: folder of the published prompt files, for the tasks geneval, pickapic and all.
-        column: of the prompts, in files and data sets that have columns; None: the first present of
-            prompt, caption and text. Named tasks have their own.
+        column: name of the prompt column in files and datasets with columns; None: the first one
+            present of prompt, caption and text. Named tasks ignore it.
 
     Raises:
-        FileNotFoundError: a file is missing; names it, where it was looked for, and for published
-            ones where people get it.
-        ValueError: there is no such task, a file cannot be read, has no such column, or holds no
-            prompt; names the file, and the line where there is one.
-        ImportError: names the missing package and the command that installs it.
+        FileNotFoundError: a file is missing; names it, the folders searched, and the source of a
+            published one.
+        ValueError: there is no such task, or a file cannot be read, has no such column or contains
+            no prompts; names the file and, where there is one, the line.
+        ImportError: a package is missing; names it and the command that installs it.
     """
     if task in NAMED_TASKS:
         prompts = NAMED_TASKS[task](data_dir)
     else:
         prompts = _unique(_read(task, column))
     if not prompts:
-        raise ValueError(f"{task} holds no prompt: training needs at least one")
+        raise ValueError(f"{task} contains no prompts; at least one is needed")
     return prompts
 
 
 def spread(items: Sequence[Any], count: int | None) -> list[Any]:
-    """So many of the items at equal distances; all where that is None."""
+    """`count` items at equal distances; all of them if it is None."""
     count = len(items) if count is None else min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
@@ -67,7 +67,7 @@ def _read(task: str, column: str | None) -> list[str]:
         return read_data_set(task, column)
     raise ValueError(
         f"unknown task {task!r}: choose from {', '.join(NAMED_TASKS)}, or name a file "
-        f"({', '.join(READERS)}), a folder of such files, or a data set of the Hugging Face hub "
+        f"({', '.join(READERS)}), a folder of such files, or a dataset on the Hugging Face hub "
         f"(owner/name)"
     )
 
@@ -80,7 +80,10 @@ def _unique(prompts: Iterable[str]) -> list[str]:
 
 
 def tiny_world_captions(*, held_out: bool, per_category: int) -> list[Caption]:
-    """As many captions of each category, always the same; small categories repeat theirs."""
+    """The same number of captions from each category, repeated where a category has fewer.
+
+    The choice is always the same.
+    """
     rng = random.Random(0)
     chosen = []
     for pool in captions_by_category(held_out=held_out).values():
@@ -99,12 +102,12 @@ def _tiny_world(held_out: bool, per_category: int) -> list[str]:
 
 @dataclass(frozen=True)
 class _Published:
-    """Prompt files as people download them."""
+    """Prompt files as downloaded from their authors."""
 
     name: str
     source: str
     folders: tuple[str, ...]
-    """What a download may be called below the user's folder, which may also be the download."""
+    """Names that the download may have in the user's folder; `.`: the folder is the download."""
     files: tuple[str, ...]
 
 
@@ -145,7 +148,7 @@ def _geneval(data_dir: Path | None) -> list[str]:
 
 
 def _pick_a_pic(data_dir: Path | None) -> list[str]:
-    """From the list of prompts, else from the data set's own files, all but its evaluation's."""
+    """From the list of prompts, else from the dataset's own files except the evaluation splits."""
     for folder in _folders(_PICK_A_PIC, data_dir):
         for pattern in _PICK_A_PIC.files:
             files = [p for p in sorted(folder.glob(pattern)) if not _is_evaluation(p)]
@@ -178,7 +181,7 @@ def _read_published(published: _Published, data_dir: Path | None) -> list[str]:
 def _folders(published: _Published, data_dir: Path | None) -> list[Path]:
     if data_dir is None:
         raise ValueError(
-            f"data_dir is not given: it names the folder that holds {published.name}'s prompts, "
+            f"data_dir is not set: give the folder that contains the prompts of {published.name}, "
             f"from {published.source}"
         )
     return [data_dir / folder for folder in published.folders]
@@ -187,7 +190,7 @@ def _folders(published: _Published, data_dir: Path | None) -> list[Path]:
 def _missing(published: _Published, name: str, data_dir: Path | None) -> FileNotFoundError:
     folders = ", ".join(map(str, _folders(published, data_dir)))
     return FileNotFoundError(
-        f"{published.name}'s {name} is missing; looked for in {folders}. It is part of "
+        f"{published.name}'s {name} is missing; searched in {folders}. Download it from "
         f"{published.source}."
     )
 
@@ -200,4 +203,4 @@ NAMED_TASKS: dict[str, Callable[[Path | None], list[str]]] = {
     "tiny-world": lambda _: _tiny_world(False, TINY_WORLD_PER_CATEGORY),
     "tiny-world-held-out": lambda _: _tiny_world(True, TINY_WORLD_HELD_OUT_PER_CATEGORY),
 }
-"""Each reads its prompts, the published ones from data_dir."""
+"""Readers by task; those of published prompts take the data_dir."""

@@ -84,7 +84,7 @@ def build_on_meta(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
         with building_from(Path(name)):
             return _assemble(_read_folder(Path(name)), dtype)
     if name not in PUBLISHED:
-        raise ValueError(f"no published model {name!r}; there are {', '.join(PUBLISHED)}")
+        raise ValueError(f"unknown published model {name!r}, choose from {', '.join(PUBLISHED)}")
     return _assemble(read_json(_ARCHITECTURES / f"{name}.json"), dtype)
 
 

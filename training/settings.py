@@ -1,8 +1,8 @@
-"""The settings of a command: a dataclass that flags and a config file fill.
+"""The settings of a command: a dataclass filled from flags and a config file.
 
-cyclopts reads both with the same rules and takes the help from the docstrings under the fields.
-Of the libraries for it, it alone knows lists (`--steps 1 2 4`), both spellings (`--lora-rank`,
-`--lora_rank`), TOML and "did you mean" by itself, and its errors are one line.
+cyclopts reads both by the same rules and takes the help from the docstrings under the fields. No
+other library supports lists (`--steps 1 2 4`), both spellings (`--lora-rank`, `--lora_rank`), TOML
+and "did you mean" out of the box, with errors of one line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings")
 
 FLAT = Parameter(name="*")
-"""Of a field that is a dataclass: its fields are flags and keys like the others."""
+"""For a field that is a dataclass: its fields become flags and keys like the others."""
 
 
 def _place(_: Any, tokens: Sequence[Token]) -> str:
@@ -34,27 +34,27 @@ def _place(_: Any, tokens: Sequence[Token]) -> str:
 
 
 PLACE = Parameter(converter=_place)
-"""Of a text that names a file or folder unless it is another name, such as that of a model."""
+"""For a string that is a path or another name, such as that of a model."""
 
 _CONFIG = Parameter(
-    help="Config file: a .toml file of yours, or the name of a shipped one. Flags override it."
+    help="Config file: the path of a .toml file, or the name of a shipped one. Flags override it."
 )
 
 
 def read_settings(
     kind: type[Settings], words: Sequence[str], command: str, summary: str = ""
 ) -> Settings:
-    """The settings that the words of a command line make, and the file that --config names.
+    """Read settings from the words of a command line and the file that --config names.
 
     Args:
         kind: a dataclass.
         command: name of the command, for messages and --help.
-        summary: what --help says about it; the docstring of `kind` goes on from its second
-            paragraph.
+        summary: first paragraph of --help; the docstring of `kind` from its second paragraph on
+            follows.
 
     Raises:
-        SystemExit: the words hold --help, which is printed.
-        ValueError: a setting is unknown, missing or of the wrong type, in one line; or as `kind`
+        SystemExit: the words include --help, which is printed.
+        ValueError: a setting is unknown, missing or of the wrong type (one line); or as `kind`
             raises it.
         FileNotFoundError: there is no such config file.
     """
@@ -69,7 +69,7 @@ def read_settings(
     _, _, details = cleandoc(kind.__doc__).partition("\n")
     make.__doc__ = f"{summary}\n{details}"
     if any(f.default is f.default_factory is MISSING for f in fields(kind)):
-        make.__defaults__ = None  # where cyclopts sees that a setting is required
+        make.__defaults__ = None  # from which cyclopts sees that a setting is required
     app = App(
         name=f"hypernoise {command}",
         config=_complete,
@@ -99,15 +99,15 @@ def read_settings(
 
 
 def load_settings(kind: type[Settings], config: str | Path) -> Settings:
-    """The settings in a .toml file, or in the shipped one of that name; raises as
-    `read_settings`."""
+    """The settings in a .toml file, or in the shipped config of that name. Raises as
+    `read_settings` does."""
     return read_settings(kind, ["--config", str(config)], "config")
 
 
 def _complete(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Adds what the config file says where there is no flag; then checks the words of both.
+    """Add the values of the config file where no flag is given, then check all values.
 
-    cyclopts calls this after it has read the flags, and converts the words afterwards.
+    cyclopts calls this after it has read the flags and before it converts their values.
     """
     (config,) = (argument for argument in arguments if argument.name == "--config")
     if config.tokens:
@@ -127,14 +127,14 @@ def _complete(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
 
 
 def _as_words(value: Any) -> Any:
-    """A table of weights as the flag has it: hps=5,clip=0.01."""
+    """A table of weights in the form that the flag takes: hps=5,clip=0.01."""
     if isinstance(value, Mapping):
         return ",".join(f"{key}={item}" for key, item in value.items())
     return value
 
 
 def _check(argument: Argument) -> None:
-    """Sets what cyclopts would not see: None, ~ in paths, and whole numbers."""
+    """Handle what cyclopts does not: None, ~ in paths, and fractions given for integers."""
     kinds = {argument.hint, *get_args(argument.hint)}
     if argument.field_info.default is None and [t.value for t in argument.tokens] == ["None"]:
         argument.tokens.clear()
@@ -146,14 +146,14 @@ def _check(argument: Argument) -> None:
 
 
 def _expanded(token: Token) -> str:
-    """The path with the home directory in place of ~ or ~NAME, as a shell has it."""
+    """The path with ~ or ~NAME replaced by the home directory, as in a shell."""
     if token.source != "cli":
         check_path(token.value, f"{token.keyword} from {token.source}")
     return os.path.expanduser(token.value)
 
 
 def _shown(default: Any) -> str | None:
-    """A default in --help; None: nothing."""
+    """How --help shows a default; None: not at all."""
     if isinstance(default, Mapping):
         return _as_words({name: f"{weight:g}" for name, weight in default.items()})
     if isinstance(default, tuple):
@@ -169,5 +169,5 @@ def _explained(error: CycloptsError, command: str) -> str:
         return text if token.source in text else f"{token.source}: {text}"
     word = "" if token is None else token.keyword or token.value
     if word.startswith("-") and not word.startswith("--"):
-        text += " A value that starts with - is joined to its flag, as in --prompts=-a."
+        text += " Join a value that starts with - to its flag, as in --prompts=-a."
     return f"{text} See hypernoise {command} --help"

@@ -1,4 +1,4 @@
-"""A frozen network spread over the devices of several processes, for models too large for one."""
+"""Sharding a frozen network over the devices of all processes, for models too large for one."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch.distributed.fsdp import fully_shard
 
 
 def shard(network: nn.Module, accelerator: Accelerator) -> None:
-    """Leaves each process with its share of the network's weights, on its device (FSDP2).
+    """Keep only this process's shard of the network's weights, on its device (FSDP2).
 
-    A block's weights are gathered when it runs, forward and backward, and freed again. So from now
-    on all processes have to call the network together, equally often.
+    The weights of a block are gathered when it runs, forward and backward, and freed afterwards.
+    From then on, all processes must call the network together and equally often.
 
     Args:
-        network: on the CPU or on this process's device; frozen. Its blocks are the members of its
-            own lists of modules.
+        network: frozen, on the CPU or on this process's device. Its blocks are the members of its
+            direct ModuleLists.
 
     Raises:
         ValueError: there is only one process.
     """
     if accelerator.num_processes == 1:
         raise ValueError(
-            "shard spreads the generator over processes, and there is one: start several with "
-            "accelerate launch or torchrun"
+            "shard needs several processes, but there is only one: start more with accelerate "
+            "launch or torchrun"
         )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for child in network.children():

@@ -35,7 +35,7 @@ _NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # JSON has no such numbers: they
 class MetricsLog:
     """Appends metrics to metrics.jsonl, an object a line, and hands them to a tracker.
 
-    The main process alone has one. A file that is there already is continued; `rewind` it first.
+    Only the main process has one. An existing file is continued; `rewind` it first.
 
     Args:
         folder: of the run; TensorBoard's files are in its folder `tensorboard`.
@@ -79,7 +79,7 @@ class MetricsLog:
             ValueError: a metric is called `step` or `kind`.
         """
         if taken := {"step", "kind"} & metrics.keys():
-            raise ValueError(f"no metric can be called {' or '.join(sorted(taken))}")
+            raise ValueError(f"a metric cannot be named {' or '.join(sorted(taken))}")
         values = {name: float(value) for name, value in metrics.items()}
         self._append({"step": step, "kind": kind, **values})
         shown = {name if "/" in name else f"{kind}/{name}": v for name, v in values.items()}

@@ -1,4 +1,4 @@
-"""`hypernoise --version`: what a report of a fault has to say about the machine."""
+"""`hypernoise --version`: what a bug report should say about the machine."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -8,7 +8,7 @@ _PACKAGES = ("diffusers", "transformers", "accelerate", "peft")
 
 
 def describe_versions() -> list[str]:
-    """A line each for us, Python and its system, torch and its device, and the other packages."""
+    """One line each for hypernoise, Python and the system, every package, and the device."""
     torch, device = _torch()
     return [
         f"hypernoise {_version('hypernoise')}",
@@ -23,15 +23,15 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "is not installed"
+        return "not installed"
 
 
 def _torch() -> tuple[str, str]:
-    """Its version and what it runs on."""
+    """The version of torch and the device it uses."""
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: one of its libraries is missing
-        return _version("torch"), f"unknown: torch does not start ({error})"
+        return _version("torch"), f"unknown: torch cannot be imported ({error})"
     return torch.__version__, _device(torch)
 
 

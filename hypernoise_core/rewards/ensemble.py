@@ -198,7 +198,7 @@ def load_rewards(
                 members[name] = (cls.load(store), weight)
             except FileNotFoundError as error:
                 raise FileNotFoundError(
-                    f"{cls.title}: {error}. `hypernoise download rewards {name}` gets it."
+                    f"{cls.title}: {error}. Run `hypernoise download rewards {name}` to get it."
                 ) from error
     return Ensemble(members)
 

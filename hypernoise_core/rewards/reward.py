@@ -126,25 +126,25 @@ def check_batch(images: Tensor, prompts: Sequence[str]) -> None:
     if bad.any():
         first = int(bad.nonzero()[0])
         raise ValueError(
-            f"image {first} has values from {low[first]:.3g} to {high[first]:.3g}; all have to be "
+            f"image {first} has values from {low[first]:.3g} to {high[first]:.3g}; all must be "
             f"numbers in [0, 1]"
         )
 
 
 def check_size(height: int, width: int) -> None:
-    """Makes sure that an image of so many pixels can be scored.
+    """Check that an image of this size can be scored.
 
     Raises:
-        ValueError: says which sizes can.
+        ValueError: it cannot; states the limit.
     """
     image = f"an image of {width} x {height} pixels is too"
     if min(height, width) < SMALLEST_SIDE:
-        raise ValueError(f"{image} small to be scored; each side takes at least {SMALLEST_SIDE}")
+        raise ValueError(f"{image} small to be scored; each side must be at least {SMALLEST_SIDE}")
     if height * width > LARGEST_IMAGE:
         raise ValueError(
             f"{image} large to be scored; scale it down to {LARGEST_IMAGE >> 20} megapixels"
         )
     if max(height, width) > LARGEST_RATIO * min(height, width):
         raise ValueError(
-            f"{image} long to be scored; no side may be more than {LARGEST_RATIO} times the other"
+            f"{image} long to be scored; no side may be over {LARGEST_RATIO} times the other"
         )

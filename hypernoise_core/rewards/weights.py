@@ -121,8 +121,8 @@ class WeightStore:
                 continue
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise TensorFileError(
-                    f"{path} is or lies behind a link out of {folder}, which is not followed: "
-                    f"put the file itself there, or name the folder that it lies in"
+                    f"{path} is reached through a link out of {folder}, which is not followed: "
+                    f"put the file itself there, or give the folder that contains it"
                 )
             return path
         for revision in dict.fromkeys((file.revision, None)):  # None: what the cache calls main

@@ -2,10 +2,10 @@
 
     .venv/bin/python scripts/oracle/compare.py .venv-oracle/bin/python
 
-is what `make oracle` runs: score_with_originals.py, under the Python named, draws small networks
-with random weights and saves them as the published files hold them; ours loads these files. Exits
-with 1 if a score differs by more than 1e-4, an image gradient by more than 1e-3 of its L2 norm, or
-the tokens of any text.
+This is what `make oracle` runs. score_with_originals.py, run with the given Python, creates small
+networks with random weights and saves them in the format of the published files, which our code
+then loads. Exits with 1 if a score differs by more than 1e-4, an image gradient by more than 1e-3
+of its L2 norm, or the tokens of any text differ.
 """
 
 import argparse
@@ -60,7 +60,7 @@ class Row:
     """The largest differences of one reward.
 
     Attributes:
-        gradient: of a gradient's L2 norm.
+        gradient: relative to the gradient's L2 norm.
     """
 
     reward: str
@@ -74,7 +74,7 @@ class Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("python", type=Path, help="of the environment with the original packages")
+    parser.add_argument("python", type=Path, help="Python with the original packages installed")
     python = parser.parse_args().python.absolute()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -105,7 +105,7 @@ def main() -> int:
 
 
 def write_job(folder: Path) -> None:
-    """job.json and images.safetensors, see score_with_originals.py."""
+    """Writes job.json and images.safetensors, see score_with_originals.py."""
     job = {
         "seed": 0,
         "hps": OPEN_CLIP,
@@ -123,7 +123,7 @@ def write_job(folder: Path) -> None:
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     generator = torch.Generator().manual_seed(1)
     tensors = {}
-    for number, (height, width) in enumerate(SIZES):  # coarse shapes under fine grain
+    for number, (height, width) in enumerate(SIZES):  # coarse shapes with fine grain
         shapes = torch.rand(1, 3, 5, 5, generator=generator)
         shapes = F.interpolate(shapes, (height, width), mode="bilinear")[0]
         grain = torch.rand(3, height, width, generator=generator)
@@ -133,14 +133,14 @@ def write_job(folder: Path) -> None:
 
 
 def bert_tokenizer(vocabulary: Path, folder: Path) -> BertTokenizer:
-    """Ours reads a tokenizer.json, theirs the vocab.txt that it is made from."""
+    """Our tokenizer, from a tokenizer.json made from the vocab.txt that the original reads."""
     path = folder / "tokenizer.json"
     BertWordPieceTokenizer(str(vocabulary)).save(str(path))
     return BertTokenizer(path)
 
 
 def compare_reward(reward: Reward, inputs: dict[str, Tensor], theirs: dict[str, Tensor]) -> Row:
-    """Every image with every prompt."""
+    """Compares the scores and gradients of every image with every prompt."""
     expected = theirs[f"{reward.name}.scores"]  # (I, P)
     scores, gradients = [], []
     for number in range(len(SIZES)):
@@ -149,12 +149,12 @@ def compare_reward(reward: Reward, inputs: dict[str, Tensor], theirs: dict[str, 
         (gradient,) = torch.autograd.grad(ours.sum(), images)
         scores.append(largest(ours, expected[number]))
         gradients.append(relative(gradient, theirs[f"{reward.name}.gradient.{number}"]))
-    # torch's maximum, unlike Python's, is NaN where anything is.
+    # torch's maximum, unlike Python's, is NaN if any value is.
     return Row(reward.name, *(torch.tensor(all_).max().item() for all_ in (scores, gradients)))
 
 
 def compare_head(weights: Path, features: Tensor, theirs: dict[str, Tensor]) -> Row:
-    """The head of the aesthetic predictor alone; the gradients are those of the features."""
+    """Compares the head of the aesthetic predictor, with gradients at the features."""
     head = ScoreHead(768).eval()
     load_strictly(head, read_tensors(weights)[0], weights)
     scores = head(features.requires_grad_(True))
@@ -167,18 +167,18 @@ def compare_head(weights: Path, features: Tensor, theirs: dict[str, Tensor]) -> 
 
 
 def largest(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference of two numbers."""
+    """The largest absolute difference."""
     return (ours - theirs).abs().max().item()
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
-    """The largest L2 norm of a difference, of the norm of theirs; one for each entry."""
+    """The largest L2 norm of a row's difference, relative to the norm of their row."""
     norms = (ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)
     return norms.max().item()
 
 
 def different_texts(ours: Tensor, theirs: Tensor) -> list[str]:
-    """Those of the varied texts whose rows differ."""
+    """The varied texts whose rows differ."""
     differs = (ours != theirs).any(dim=1)
     return [text for text, bad in zip(varied_texts(), differs, strict=True) if bad]
 

@@ -1,6 +1,6 @@
-"""The original packages hpsv2 and image-reward, as the scripts beside this file use them.
+"""The original packages hpsv2 and image-reward, for the other scripts in this folder.
 
-Needs the environment that `sh scripts/set_up.sh oracle .venv-oracle` makes, and nothing of ours.
+Runs in the environment that `sh scripts/set_up.sh oracle .venv-oracle` creates, without our code.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# hpsv2 imports a name from turtle, unused; a Python without Tk lacks the module.
+# hpsv2 has an unused import from turtle, a module that a Python without Tk lacks.
 sys.modules["turtle"] = types.ModuleType("turtle")
 sys.modules["turtle"].forward = None
 
@@ -21,7 +21,7 @@ from ImageReward.ImageReward import MLP, ImageReward  # noqa: E402
 from ImageReward.models.BLIP import blip_pretrain  # noqa: E402
 from ImageReward.models.BLIP.vit import VisionTransformer  # noqa: E402
 
-# What med_config.json says, which lies beside ImageReward.pt on the hub.
+# The content of med_config.json, which is next to ImageReward.pt on the hub.
 MED_CONFIG = {
     "add_cross_attention": True,
     "attention_probs_dropout_prob": 0.1,
@@ -52,7 +52,7 @@ def published_image_reward() -> ImageReward:
     with tempfile.TemporaryDirectory() as folder:
         med_config = Path(folder) / "med_config.json"
         med_config.write_text(json.dumps(MED_CONFIG))
-        # The tokenizer is asked for by name; set_up.sh laid a folder of that name here.
+        # The tokenizer is loaded by name; set_up.sh has created a folder of that name here.
         before = Path.cwd()
         os.chdir(sys.prefix)
         try:
@@ -62,12 +62,12 @@ def published_image_reward() -> ImageReward:
 
 
 def small_hps(config: dict[str, Any]) -> open_clip.CLIP:
-    """One of another size: embed_dim, vision_cfg and text_cfg."""
+    """HPS at another size, given by embed_dim, vision_cfg and text_cfg."""
     return open_clip.CLIP(**config, output_dict=True)
 
 
 def small_image_reward(vision: dict[str, Any], text: dict[str, Any]) -> ImageReward:
-    """One of another size; the package's constructor knows only the published one.
+    """ImageReward at another size; the package's constructor only builds the published one.
 
     Args:
         vision: arguments of the package's VisionTransformer.

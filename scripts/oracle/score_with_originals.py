@@ -2,16 +2,16 @@
 
     .venv-oracle/bin/python scripts/oracle/score_with_originals.py FOLDER
 
-is what compare.py runs. FOLDER holds
+This is what compare.py runs. FOLDER contains
 
     job.json            seed, sizes of the networks (hps; vision and text of imagereward), prompts
                         to score, texts to tokenize
     images.safetensors  images `0`, `1`, ... (3, H, W) in [0, 1], and features (B, 768) of images
 
-and gets hps.pt, imagereward.pt and aesthetic.pt, weights as the published files hold them, and
-scores.safetensors: for each reward the scores, of every image with every prompt (I, P), and for
-each image its gradient under every prompt, (P, 3, H, W); for the aesthetic head the scores (B, 1)
-and gradients of the features; and the tokens of the texts.
+The script writes hps.pt, imagereward.pt and aesthetic.pt, in the format of the published files, and
+scores.safetensors: for each reward, the scores of every image with every prompt (I, P), and for
+each image its gradient under every prompt, (P, 3, H, W); for the aesthetic head, the scores (B, 1)
+and the gradients at the features; and the tokens of the texts.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def drawn(model: nn.Module) -> nn.Module:
-    """Random weights under which every part makes a difference, norms and biases too."""
+    """Draws random weights with which every part has an effect, including norms and biases."""
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn_like(parameter)
@@ -90,7 +90,7 @@ def drawn(model: nn.Module) -> nn.Module:
 
 
 def bert_tokens(model: nn.Module, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Tokens and mask (B, 35), as ImageReward.score asks for them."""
+    """Tokens and mask (B, 35), as in ImageReward.score."""
     found = model.blip.tokenizer(
         texts, padding="max_length", truncation=True, max_length=35, return_tensors="pt"
     )
@@ -100,7 +100,7 @@ def bert_tokens(model: nn.Module, texts: list[str]) -> tuple[Tensor, Tensor]:
 def score(
     name: str, scorer: Callable[[Tensor], Tensor], images: dict[str, Tensor], prompts: int
 ) -> dict[str, Tensor]:
-    """Each image with each prompt; `scorer` takes (P, 3, 224, 224), an image for each prompt."""
+    """Scores each image with each prompt; `scorer` takes (P, 3, 224, 224), an image per prompt."""
     scores, gradients = [], {}
     for number in range(len(images)):
         leaf = images[str(number)].repeat(prompts, 1, 1, 1).requires_grad_(True)

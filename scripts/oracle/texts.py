@@ -1,4 +1,4 @@
-"""Texts in which tokenizers differ if they differ anywhere."""
+"""Texts that reveal differences between tokenizers."""
 
 import random
 
@@ -9,7 +9,7 @@ SCORED = (
     "猫が窓の外を見ている 🐱, ultra-detailed",
     "a lone lighthouse at dusk, waves below, " * 12,
 )
-"""Also scored with images; the last one is longer than any of the tokenizers reads."""
+"""Also scored with images; the last one is too long for each of the tokenizers."""
 
 _ODD = (
     " ",
@@ -76,7 +76,7 @@ _ENDINGS = (
 
 
 def varied_texts(count: int = 200) -> list[str]:
-    """The scored ones, odd ones, ones with special tokens, and invented prompts up to `count`."""
+    """The scored texts, odd texts, texts with special tokens, and random prompts up to `count`."""
     draw = random.Random(0)
     texts = [*SCORED, *_ODD, *_SPECIAL]
     while len(texts) < count:

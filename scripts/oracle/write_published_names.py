@@ -1,9 +1,9 @@
-"""Writes the names and shapes of the published checkpoints, as the original packages hold them.
+"""Writes the tensor names and shapes of the published checkpoints, from the original packages.
 
     .venv-oracle/bin/python scripts/oracle/write_published_names.py
 
-writes tests/rewards/published/{hps,imagereward}.txt, a line for each tensor, and takes some 6 GB of
-memory: the networks are built in their full size.
+writes tests/rewards/published/{hps,imagereward}.txt, one line per tensor. It needs about 6 GB of
+memory, since the networks are built at full size.
 """
 
 from pathlib import Path

@@ -406,7 +406,7 @@ def test_a_factor_that_holds_no_numbers_is_named(tiny_sana, tmp_path, factor, va
 def test_a_b_that_no_grouping_of_the_rank_gives_is_refused(tiny_sana, tmp_path):
     tensors = tensors_of(tiny_sana.hypernetwork())
     tensors["patch_embed.proj.lora_B.weight"] = torch.zeros(16, 3, 1, 1)
-    with pytest.raises(AdapterError, match=r"no two factors.*patch_embed.proj \(A .*B \(16, 3, 1"):
+    with pytest.raises(AdapterError, match=r"not two factors.*patch_embed.proj \(A .*B \(16, 3, 1"):
         load_adapter(write_folder(tmp_path / "f", tensors))
 
 
@@ -486,7 +486,7 @@ def test_many_8_bit_floats_are_read_to_the_last(tmp_path):
     ("dtype", "message"),
     [
         (torch.uint16, "of a dtype that is not read.*convert it to float16"),
-        (torch.float8_e5m2, "8-bit floats: write it as .safetensors, or convert it to"),
+        (torch.float8_e5m2, "8-bit floats: save it as .safetensors, or convert it to"),
     ],
 )
 def test_a_dtype_that_is_not_read_from_a_bin_is_not_called_damage(tmp_path, dtype, message):

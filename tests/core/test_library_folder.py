@@ -44,11 +44,11 @@ def test_the_weights_without_a_variant_come_first(tmp_path, names, variant):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "no weights at all"),
+        ([], "no weights"),
         (["model.bin"], r"no .safetensors file \(model.bin\)"),
         (["model.fp16.safetensors", "model.bf16.safetensors"], "several variants .*bf16, fp16"),
-        (["model-00001-of-00002.safetensors"], "no weights by the names"),
-        (["weights.safetensors"], r"no weights by the names .*\(weights.safetensors\)"),
+        (["model-00001-of-00002.safetensors"], "no weights under a name"),
+        (["weights.safetensors"], r"no weights under a name .*\(weights.safetensors\)"),
     ],
 )
 def test_a_folder_without_weights_to_read_is_named(tmp_path, names, message):
@@ -116,7 +116,7 @@ def test_an_index_names_safetensors_beside_it_alone(generator, part):
     index = {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": part}}
     (generator / "vae" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(
-        LibraryFolderError, match=r"index.json names .* as a part; parts must be .saf"
+        LibraryFolderError, match=r"index.json names .* as a shard; shards must be .saf"
     ):
         load_pipeline(str(generator))
 
@@ -154,7 +154,9 @@ def test_entries_of_published_folders_are_read(generator):
 def test_a_network_larger_than_its_weights_is_not_built(generator, part, entries):
     """It would take all memory before a weight is missed."""
     change(generator / part / "config.json", **entries)
-    with pytest.raises(LibraryFolderError, match="asks for a larger network than the .* tensors"):
+    with pytest.raises(
+        LibraryFolderError, match="asks for a larger network than its .* tensors can fill"
+    ):
         load_pipeline(str(generator))
 
 

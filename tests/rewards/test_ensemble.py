@@ -37,10 +37,10 @@ def test_weights_are_read(text, weights):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no reward in"),
+        ("", "no rewards in"),
         ("niceness=1", "choose from"),
         ("hps=much", "weight of hps is not a number"),
-        ("hps=1,hps=2", "hps is named twice"),
+        ("hps=1,hps=2", "hps appears twice"),
         ("hps=inf", "weight of hps is inf; it must be finite"),
         ("hps=nan", "weight of hps is nan; it must be finite"),
     ],

@@ -221,7 +221,7 @@ def test_checkpointing_keeps_fewer_activations(rewards, images):
         (torch.rand(1, 4, 64, 64), ["a"], r"\(1, 4, 64, 64\)"),
         (torch.rand(3, 64, 64), ["a"], r"\(3, 64, 64\)"),
         (torch.rand(2, 3, 64, 64), ["a"], "1 prompts for 2 images"),
-        (torch.rand(2, 3, 64, 64), "ab", "one prompt for each image"),
+        (torch.rand(2, 3, 64, 64), "ab", "one prompt per image"),
         (torch.rand(1, 3, 1, 1), ["a"], "1 x 1 pixels is too small"),
         (torch.rand(1, 3, 8, 500), ["a"], "500 x 8 pixels is too small"),
         (torch.full((1, 3, 64, 64), float("nan")), ["a"], "image 0 has values from nan"),

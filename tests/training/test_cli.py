@@ -132,9 +132,9 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["foo"], "no command 'foo': there are demo, train,"),
-        (["generat"], "no command 'generat': did you mean generate?"),
-        (["--versoin"], "no command '--versoin'"),
+        (["foo"], "unknown command 'foo': choose from demo, train,"),
+        (["generat"], "unknown command 'generat': did you mean generate?"),
+        (["--versoin"], "unknown command '--versoin'"),
         (["generate", "--prompt", "a"], "Unknown option: --prompt. Did you mean --prompts?"),
         (["generate", "--prompt=a"], "Did you mean --prompts?"),
         (["train", "--config", "tiny-sprint", "--stepz", "1"], "Did you mean --steps?"),
@@ -148,7 +148,10 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
         (["score", "x", "--prompt", "p"], "Did you mean --prompts"),
         (["reno", "--prompts", "a", "--zzz"], "Unknown option: --zzz. See hypernoise reno --help"),
         (["info", "--adaptr=x"], "Did you mean --adapter?"),
-        (["generate", "--prompts", "-red"], "is joined to its flag, as in --prompts=-a"),
+        (
+            ["generate", "--prompts", "-red"],
+            "Join a value that starts with - to its flag, as in --prompts=-a",
+        ),
         (["generate", "a red circle"], "Unused Tokens: ['a red circle']"),
         (["info"], "info: Parameter --adapter requires an argument"),
         (["export", "a"], "export: Parameter --out requires an argument"),
@@ -222,7 +225,7 @@ def test_a_file_that_is_there_is_replaced_where_that_is_asked_for_alone(
     with pytest.raises(SystemExit):
         call(monkeypatch, *arguments)
     assert capsys.readouterr().err == (
-        f"hypernoise: {flag} theirs.safetensors is there already: choose another {flag}, or add "
+        f"hypernoise: {flag} theirs.safetensors already exists: choose another {flag}, or add "
         f"--force\n"
     )
     assert theirs.read_text() == "written by hand"
@@ -252,8 +255,8 @@ def test_a_folder_with_files_of_others_is_not_written_over(
     with pytest.raises(SystemExit):
         call(monkeypatch, *arguments)
     assert capsys.readouterr().err == (
-        f"hypernoise: {flag} . holds {name}, which this command has not written and would replace: "
-        f"choose another {flag}, or move that away\n"
+        f"hypernoise: {flag} . contains {name}, which this command did not write and would "
+        f"replace: choose another {flag}, or move that file away\n"
     )
     assert theirs.read_bytes() == before and list(tmp_path.iterdir()) == [theirs]
 
@@ -315,7 +318,7 @@ def test_the_version_is_told_where_packages_are_missing(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["hypernoise", "--version"])
     cli.main()
     text = capsys.readouterr().out
-    assert "diffusers is not installed\n" in text and "device unknown" in text
+    assert "diffusers not installed\n" in text and "device unknown" in text
 
 
 def test_a_missing_package_is_told_with_its_command(monkeypatch, capsys):

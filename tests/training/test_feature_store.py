@@ -248,7 +248,7 @@ def test_a_shard_that_is_cut_short_while_it_is_in_use_is_named(tmp_path):
 
 
 def test_an_encoder_that_loses_rows_is_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"prompt_embeds \(2, 3, 2\) of 3 prompts"):
+    with pytest.raises(ValueError, match=r"prompt_embeds \(2, 3, 2\) for 3 prompts"):
         FeatureStore(tmp_path).add(["a", "b", "abc"], lambda p: only_embeds(p[1:]), 3)
     assert list(tmp_path.iterdir()) == []
 

@@ -185,7 +185,7 @@ def test_a_file_that_is_made_to_be_slow_is_refused(text, message, tmp_path):
         ("[rewards.hps]\na = 3", "the weight of hps is not a number"),
         ("config = 'sana'", "cannot name another one"),
         ("lr = ", "is not a valid TOML file"),
-        ('save_dir = "C:\\new"', "contains '\\n', which no path has: in double quotes"),
+        ('save_dir = "C:\\new"', "contains '\\n', which no path can contain: in double quotes"),
         ('task = "C:\\texts\\a.txt"', "write a Windows path in 'single quotes'"),
         ('lr = 1.0\nsave_dir = "C:\\Users\\me"', "or with forward slashes"),
         ('data_dir = "C:\\data\\"', "write a Windows path in 'single quotes'"),

@@ -59,7 +59,7 @@ def test_a_line_is_on_the_disk_when_write_returns(tmp_path):
 
 
 def test_a_name_that_a_line_has_already_is_refused(log):
-    with pytest.raises(ValueError, match="no metric can be called step"):
+    with pytest.raises(ValueError, match="a metric cannot be named step"):
         log.write(1, {"step": 2.0})
 
 

@@ -23,18 +23,18 @@ def test_a_file_where_a_folder_is_to_be_made_is_named_with_the_flag(tmp_path):
 
 
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
-    with pytest.raises(IsADirectoryError, match=r"--csv .* is a folder: name a file"):
+    with pytest.raises(IsADirectoryError, match=r"--csv .* is a folder; give a file"):
         check_file(tmp_path, "--csv", replace=True)
 
 
 def test_a_place_that_takes_no_files_is_named_with_the_reason():
-    with pytest.raises(OSError, match=r"--out /proc/a: /proc cannot be written \(.*\)"):
+    with pytest.raises(OSError, match=r"--out /proc/a: /proc is not writable \(.*\)"):
         check_folder(Path("/proc/a"), "--out")
 
 
 def test_a_file_that_is_there_is_replaced_only_where_it_may_be(tmp_path):
     (file := tmp_path / "a").write_text("mine")
     check_file(file, "--out", replace=True)
-    with pytest.raises(FileExistsError, match="--out .*a is there already: .* add --force"):
+    with pytest.raises(FileExistsError, match="--out .*a already exists: .* add --force"):
         check_file(file, "--out", replace=False)
     assert file.read_text() == "mine"

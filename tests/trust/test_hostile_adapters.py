@@ -128,7 +128,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "a dtype that is not read": (
         with_header(lambda h: h[KEY].update(dtype="U32")),
-        f"holds '{KEY}' in the unsupported dtype U32",
+        f"contains '{KEY}' in the unsupported dtype U32",
     ),
     "NaN weights": (with_tensor(filled(NAN)), r"NaN or infinite.*to_q \(3 of 12\).*earlier"),
     "infinite weights": (with_tensor(filled(-INFINITE)), r"to_q \(3 of 12\)"),
@@ -179,7 +179,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
             },
             b"",
         ),
-        "it holds 100000 tensors",
+        "it contains 100000 tensors",
     ),
 }
 
@@ -419,7 +419,7 @@ def old_format_without_data(path: Path) -> None:
 
 PICKLED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "damaged"),
-    "a zip without tensors": (lambda path: zipped([1])(path), "does not hold tensors by name"),
+    "a zip without tensors": (lambda path: zipped([1])(path), "does not contain tensors by name"),
     "a text": (lambda path: path.write_text("no tensors"), "damaged"),
     "numbers as names": (lambda path: torch.save({1: torch.zeros(2)}, path), "tensors by name"),
     "a list of tensors": (lambda path: torch.save([torch.zeros(2)], path), "tensors by name"),
@@ -428,17 +428,29 @@ PICKLED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor made on the spot": (zipped({KEY: Call(torch.FloatTensor, 10**10)}), "FloatTensor"),
     "compressed a thousandfold": (compressed, "is compressed"),
     "an old file with a zip behind it": (old_with_a_zip, "refers to .*bytearray"),
-    "two directories": (two_directories, "does not end as torch's files do"),
-    "bytes behind the archive": (changed_bin(lambda b: b + b"x"), "does not end as"),
+    "two directories": (
+        two_directories,
+        "does not end with one directory of its entries, as torch's files do",
+    ),
+    "bytes behind the archive": (
+        changed_bin(lambda b: b + b"x"),
+        "does not end with one directory",
+    ),
     "a comment of the archive": (
         changed_bin(lambda b: b[:-2] + b"\4\0" + b"text"),
-        "does not end as",
+        "does not end with one directory",
     ),
-    "bytes before the archive": (changed_bin(lambda b: b[:4] + b"x" * 99 + b), "does not end as"),
-    "bytes that the directory knows of": (bytes_before_the_first_part, "before its first part"),
+    "bytes before the archive": (
+        changed_bin(lambda b: b[:4] + b"x" * 99 + b),
+        "does not end with one directory",
+    ),
+    "bytes that the directory knows of": (
+        bytes_before_the_first_part,
+        "data before its first entry",
+    ),
     "another number of parts": (
         changed_bin(lambda b: b[:-14] + b"\1\0\1\0" + b[-10:]),
-        "does not end as",
+        "does not end with one directory",
     ),
     "100,000 tensors": (
         zipped({str(i): Call(OrderedDict) for i in range(100_000)}),
@@ -447,7 +459,7 @@ PICKLED: dict[str, tuple[Callable[[Path], object], str]] = {
     "two pickles of a name": (same_name_twice, "same name"),
     "a pickle in capitals": (capital_pickle, "refers to .*bytearray"),
     "a tar archive": (in_a_tar, "is a tar archive"),
-    "parts in parts": (overlapping_parts, "reaches into the next"),
+    "parts in parts": (overlapping_parts, "overlaps the next one"),
     "a shape beyond its data": (expanded, "larger than the file"),
     "one tensor a thousand times": (shared, "larger than the file"),
     "an old file without its data": (old_format_without_data, "damaged"),

@@ -114,7 +114,7 @@ def test_a_text_in_place_of_a_list_is_refused(rewards, pipeline):
         lambda: generate(pipeline, "a", seeds=[0]),
         lambda: encode_prompts(pipeline, "a"),
     ):
-        with pytest.raises(ValueError, match="one prompt for each image, got the string 'a'"):
+        with pytest.raises(ValueError, match="one prompt per image, not the string 'a'"):
             call()
 
 
@@ -251,44 +251,44 @@ READ: dict[str, tuple[bytes, list[str]]] = {
     "escapes.json": (b'["\\ud83d\\ude00"]', ["😀"]),
 }
 REFUSED: dict[str, tuple[bytes, str]] = {
-    "empty.txt": (b"", "holds no prompt"),
-    "blank.txt": (b"\n \n\t\n", "holds no prompt"),
+    "empty.txt": (b"", "contains no prompts"),
+    "blank.txt": (b"\n \n\t\n", "contains no prompts"),
     "utf-16.txt": ("a\nb".encode("utf-16"), "line 1: this is not UTF-8"),
     "latin-1.txt": ("gut\ngrün".encode("latin-1"), "line 2: this is not UTF-8"),
-    "nul.txt": (b"a\nb\0c\n", r"line 2: the character '\x00'"),
+    "nul.txt": (b"a\nb\0c\n", r"line 2: a prompt cannot contain the character '\x00'"),
     "surrogate.txt": (in_utf8("a\n\ud800"), "line 2: this is not UTF-8"),
     "empty.csv": (b"", "has no column"),
-    "header alone.csv": (b"prompt\n", "holds no prompt"),
+    "header alone.csv": (b"prompt\n", "contains no prompts"),
     "no column.csv": (b"words,n\na,1\n", "only words, n"),
-    "two columns.csv": (b"prompt,prompt\na,b\n", "several columns prompt"),
+    "two columns.csv": (b"prompt,prompt\na,b\n", "several columns named prompt"),
     "short row.csv": (b"n,prompt\n1,a\n2\n", "line 3: 1 values for 2 columns"),
     "nul.csv": (b"prompt\na\0b\n", "line 2"),
-    "open quote.csv": (b'prompt\n"a\n\n', "this is no CSV"),
+    "open quote.csv": (b'prompt\n"a\n\n', "invalid CSV"),
     "giant cell.csv": (b"prompt\n" + b"a" * 200_000 + b"\n", "line 2"),
     "wide.csv": (b",".join(b"x" * 50 for _ in range(5000)) + b"\n1\n", "and 4980 more"),
     "utf-16.csv": ("prompt\na".encode("utf-16"), "not UTF-8"),
-    "empty.json": (b"", "line 1: this is no JSON"),
-    "deep.json": (DEEP.encode(), "line 1: this JSON cannot be read"),
-    "deep objects.json": (b'{"a":' * 100_000, "line 1: this JSON cannot be read"),
-    "huge number.json": (f'["a", {HUGE}]'.encode(), "line 1: this JSON cannot be read"),
-    "number.json": (b'["a", 1e999]', "entry 2: a prompt is a text, not inf"),
-    "list in list.json": (b'[["a"]]', "entry 1: a prompt is a text"),
+    "empty.json": (b"", "line 1: invalid JSON"),
+    "deep.json": (DEEP.encode(), "line 1: cannot read this JSON"),
+    "deep objects.json": (b'{"a":' * 100_000, "line 1: cannot read this JSON"),
+    "huge number.json": (f'["a", {HUGE}]'.encode(), "line 1: cannot read this JSON"),
+    "number.json": (b'["a", 1e999]', "entry 2: a prompt must be a string, not inf"),
+    "list in list.json": (b'[["a"]]', "entry 1: a prompt must be a string"),
     "boolean.json": (b"true", "neither a list nor an object"),
-    "surrogate.json": (b'["a", "\\ud83d"]', "entry 2: the character"),
-    "nul.json": (b'{"k\\u001b[31m": "\\u0000"}', "the character"),
+    "surrogate.json": (b'["a", "\\ud83d"]', "entry 2: a prompt cannot contain the character"),
+    "nul.json": (b'{"k\\u001b[31m": "\\u0000"}', "cannot contain the character"),
     "no column.json": (b'[{"words": "a"}]', "only words"),
     "many columns.json": (
         json.dumps([{f"k{i}": "a" for i in range(100_000)}]).encode(), "and 99980 more",
     ),
-    "deep.jsonl": (b'"a"\n' + DEEP.encode(), "line 2: this JSON cannot be read"),
-    "huge number.jsonl": (f'"a"\n{HUGE}\n'.encode(), "line 2: this JSON cannot be read"),
-    "cut short.jsonl": (b'{"prompt": "a"}\n{"prompt": "b', "line 2: this is no JSON"),
-    "other key.jsonl": (b'{"prompt": "a"}\n{"text": "b"}', "line 2: there is no prompt"),
-    "wrong type.jsonl": (b'{"prompt": {"a": 1}}', "line 1: a prompt is a text"),
+    "deep.jsonl": (b'"a"\n' + DEEP.encode(), "line 2: cannot read this JSON"),
+    "huge number.jsonl": (f'"a"\n{HUGE}\n'.encode(), "line 2: cannot read this JSON"),
+    "cut short.jsonl": (b'{"prompt": "a"}\n{"prompt": "b', "line 2: invalid JSON"),
+    "other key.jsonl": (b'{"prompt": "a"}\n{"text": "b"}', "line 2: there is no key prompt"),
+    "wrong type.jsonl": (b'{"prompt": {"a": 1}}', "line 1: a prompt must be a string"),
     "utf-16.jsonl": ('"a"'.encode("utf-16"), "not UTF-8"),
-    "empty.parquet": (b"", "is damaged or no .parquet file"),
-    "garbage.parquet": (b"PAR1" + b"\xff" * 100 + b"PAR1", "is damaged or no .parquet file"),
-    "html.parquet": (b"<!doctype html>404", "is damaged or no .parquet file"),
+    "empty.parquet": (b"", "is damaged or not a .parquet file"),
+    "garbage.parquet": (b"PAR1" + b"\xff" * 100 + b"PAR1", "is damaged or not a .parquet file"),
+    "html.parquet": (b"<!doctype html>404", "is damaged or not a .parquet file"),
 }  # fmt: skip
 
 
@@ -334,7 +334,7 @@ def test_parquet_columns_that_hold_no_texts_are_refused(tmp_path, tally):
         tally("odd prompt files").count("refused")
     table = pyarrow.table([["a"], ["b"]], names=["prompt", "prompt"])
     parquet.write_table(table, tmp_path / "twice.parquet")
-    with pytest.raises(ValueError, match="several columns prompt"):
+    with pytest.raises(ValueError, match="several columns named prompt"):
         load_prompts(str(tmp_path / "twice.parquet"))
     tally("odd prompt files").count("refused")
 
@@ -386,14 +386,17 @@ def test_tasks_that_are_none_are_refused(task, tally, tmp_path, monkeypatch):
 TABLES: dict[str, tuple[bytes, str]] = {
     "utf-16.txt": ("a".encode("utf-16"), "line 1: this is not UTF-8"),
     "latin-1.csv": ("image,prompt\na.png,grün\n".encode("latin-1"), "line 2: this is not UTF-8"),
-    "nul.txt": (b"a\0b\n", r"line 1: the character '\x00'"),
+    "nul.txt": (b"a\0b\n", r"line 1: a prompt cannot contain the character '\x00'"),
     "nul.csv": (b"image,prompt\na.png,x\0\n", "line 2"),
-    "open quote.csv": (b'image,prompt\na.png,"x\n', "this is no CSV"),
+    "open quote.csv": (b'image,prompt\na.png,"x\n', "invalid CSV"),
     "short row.csv": (b"image,prompt\na.png\n", "line 2: 1 values for 2 columns"),
     "long row.csv": (b"image,prompt\na.png,x,y\n", "line 2: 3 values for 2 columns"),
     "blank prompt.csv": (b"image,prompt\na.png,  \n", "no prompt for 1 images"),
-    "two columns.csv": (b"image,prompt,prompt\na.png,x,y\n", "several columns prompt"),
-    "two prompts.csv": (b"image,prompt\na.png,x\na.png,y\n", "line 3: 'a.png' has another prompt"),
+    "two columns.csv": (b"image,prompt,prompt\na.png,x,y\n", "several columns named prompt"),
+    "two prompts.csv": (
+        b"image,prompt\na.png,x\na.png,y\n",
+        "line 3: 'a.png' has a different prompt",
+    ),
     "empty.csv": (b"", "no column prompt"),
 }
 
@@ -433,10 +436,10 @@ def write_hostile_generator(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", ["None.py", "tokenizer/transformers.py", "vae/diffusers.py"])
 def test_code_in_the_folder_of_a_generator_is_not_run(name, tmp_path, tally):
     marker = write_hostile_generator(tmp_path / "g", name)
-    with pytest.raises(ValueError, match=r"holds code|contains custom code"):
+    with pytest.raises(ValueError, match=r"contains code|contains custom code"):
         load_pipeline(str(tmp_path / "g"))
     assert not marker.exists()
-    with pytest.raises(LibraryFolderError, match="holds code"):
+    with pytest.raises(LibraryFolderError, match="contains code"):
         check_pipeline(tmp_path / "g")
     check_pipeline(EMBEDDED["tiny-sprint"])
     tally("hostile generators to commands").count("refused")

@@ -115,13 +115,13 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a million layers": (
         lambda f: change_part(f, "vision_config", num_hidden_layers=1_000_000),
-        "asks for a larger network than the .* tensors beside it",
+        "asks for a larger network than its .* tensors can fill",
     ),
     "a width of a million": (
         lambda f: change_part(f, "vision_config", intermediate_size=1 << 22, num_hidden_layers=90),
-        "asks for a larger network than the .* tensors beside it",
+        "asks for a larger network than its .* tensors can fill",
     ),
-    "code": (lambda f: (part(f) / "modeling_clip.py").write_text("1/0"), "holds code"),
+    "code": (lambda f: (part(f) / "modeling_clip.py").write_text("1/0"), "contains code"),
     "deep config": (lambda f: (part(f) / "config.json").write_text("[" * 100_000), "config.json"),
     "list for a config": (lambda f: (part(f) / "config.json").write_text("[]"), "config.json"),
     "binary config": (lambda f: (part(f) / "config.json").write_bytes(b"\xff"), "config.json"),

@@ -195,9 +195,9 @@ def test_a_generator_s_name_that_is_not_in_the_list_is_refused(
 
 def test_a_generator_that_asks_for_code_or_files_elsewhere_is_refused(server, models, watch, tally):
     for value, reason in {
-        "code": "holds code",
+        "code": "contains code",
         "auto map": "auto_map",
-        "module": "holds code",
+        "module": "contains code",
         "shards": "as a part",
         "linked part": "extra_model_paths.yaml",
     }.items():

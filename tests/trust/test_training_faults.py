@@ -347,12 +347,12 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(work, tmp_path, tall
     assert (tmp_path / "file").read_text() == "mine"
     with small_disk(tmp_path / "disk", "ro"):
         result = train(work, "--save_dir", tmp_path / "disk" / "run")
-        assert result.returncode == 2 and "cannot be written" in result.message
+        assert result.returncode == 2 and "is not writable" in result.message
         assert "--save_dir" in result.message and "encoding" not in result.errors
         counts.count("refused")
         arguments = ["--save_dir", tmp_path / "run", "--cache_dir", tmp_path / "disk" / "cache"]
         result = train(work, *arguments)
-        assert result.returncode == 2 and "cannot be written" in result.message
+        assert result.returncode == 2 and "is not writable" in result.message
         assert "--cache_dir" in result.message and "encoding" not in result.errors
         assert not (tmp_path / "run").exists()
         counts.count("refused")
@@ -450,7 +450,7 @@ def test_prompts_may_change_while_a_run_is_under_way_but_not_before_it_goes_on(
             file.write_text(content)
         result = train(task, *same_task, "--resume")
         assert result.returncode == 2, name
-        told = {"empty": "holds no prompt", "gone": "prompts.txt"}
+        told = {"empty": "contains no prompts", "gone": "prompts.txt"}
         assert told.get(name, "with SHA-256") in result.message, result.message
         assert contents(run) == before, name
         counts.count("refused at --resume")

@@ -1,4 +1,4 @@
-"""`hypernoise card`: a model card for an adapter, from its own metadata and its evaluation."""
+"""`hypernoise card`: a model card for an adapter, from its metadata and its evaluation."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def run(config: CardConfig) -> None:
 
 
 def write_card(adapter: Path, out: Path, report: Path | None = None) -> Path:
-    """Writes a model card in the Hugging Face hub's form: facts in YAML, then text in Markdown.
+    """Writes a model card as the Hugging Face hub expects it: YAML front matter, then Markdown.
 
     Args:
-        adapter: a noise hypernetwork, or a LoRA that was trained on the generator itself.
-        out: of the card; the hub shows README.md.
+        adapter: a noise hypernetwork, or a LoRA trained on the generator itself.
+        out: path of the card; the hub shows README.md.
         report: report.json of an evaluation.
 
     Returns:
-        The card.
+        The path of the card.
 
     Raises:
         AdapterError: the adapter is missing or damaged.
         FileNotFoundError: there is no such report.
-        ValueError: the report is not one of `hypernoise evaluate`; names the key.
+        ValueError: the report was not written by `hypernoise evaluate`; names the key.
     """
     loaded = open_adapter(adapter)
     is_lora, facts = isinstance(loaded, GeneratorLora), loaded.metadata
@@ -71,7 +71,7 @@ def _title(facts: AdapterMetadata, is_lora: bool) -> str:
 
 
 def _repository(facts: AdapterMetadata) -> str | None:
-    """The generator's name on the hub; None where it is not known to have one."""
+    """The generator's repository on the hub; None if unknown."""
     name = facts.base_model or ""
     if name in PUBLISHED:
         return PUBLISHED[name].repository
@@ -79,13 +79,13 @@ def _repository(facts: AdapterMetadata) -> str | None:
 
 
 def _text(text: object) -> str:
-    """A text from a file, as one line of Markdown that shows it as it is."""
+    """Text from a file, escaped so that Markdown shows it literally, on one line."""
     line = " ".join(printable(str(text)).split())
     escaped = _MARKUP.sub(lambda found: f"\\{found[0]}", line)
     return html.escape(escaped, quote=False)
 
 
-# JSON is YAML, so that values are written as JSON.
+# JSON is valid YAML, so values are written as JSON.
 
 
 def _front_matter(facts: AdapterMetadata, is_lora: bool, report: Report | None, name: str) -> str:
@@ -108,7 +108,7 @@ def _front_matter(facts: AdapterMetadata, is_lora: bool, report: Report | None, 
 
 
 def _model_index(report: Report, name: str) -> dict[str, Any]:
-    """The results in the hub's form."""
+    """The results in the hub's model-index format."""
     steps, ours = report.fewest_steps, report.first_table[OURS]
     values = {f"mean reward, {steps} step(s)": ours.reward_mean, "win rate": ours.win_rate}
     if ours.checker_mean is not None:
@@ -127,18 +127,18 @@ def _model_index(report: Report, name: str) -> dict[str, Any]:
 
 
 def _what_it_is(is_lora: bool, facts: AdapterMetadata) -> str:
-    rewards = ", ".join(map(_text, facts.rewards)) or "rewards that it does not name"
+    rewards = ", ".join(map(_text, facts.rewards)) or "rewards that its metadata does not name"
     if is_lora:
         return (
-            f"A LoRA on the generator itself, trained on {rewards}. It is what noise hypernetworks "
-            f"are compared with: it may raise its rewards at the cost of quality and diversity."
+            f"A LoRA on the generator itself, trained on {rewards}. It is a baseline for noise "
+            f"hypernetworks: it may raise its rewards at the cost of quality and diversity."
         )
     return (
         "A noise hypernetwork ([arXiv 2508.09968](https://arxiv.org/abs/2508.09968)): LoRA weights "
-        "that turn the frozen generator into a network f which changes the initial noise, x + f(x, "
-        "prompt). The generator itself stays as it is and makes the image from that noise, in one "
-        f"or more steps. It costs one more pass of the network. Trained on {rewards}.\n\n"
-        "It is no LoRA for the generator: loading it as one gives broken images."
+        "that turn the frozen generator into a network f that changes the initial noise to x + "
+        "f(x, prompt). The generator itself is unchanged and makes the image from that noise, in "
+        f"one or more steps. The cost is one extra pass of the network. Trained on {rewards}.\n\n"
+        "It is not a LoRA for the generator: loading it as one gives broken images."
     )
 
 
@@ -178,14 +178,14 @@ def _how_to_use(file: str, is_lora: bool, facts: AdapterMetadata) -> str:
         'images = generate(pipeline, ["a photo of a cat"], hypernetwork, seeds=[0]).images',
     ]
     comfyui = (
-        "In ComfyUI with the HyperNoise nodes: put the file into `models/hypernoise`, load it with "
-        "*Load Noise Hypernetwork*, and connect that to *Apply Noise Hypernetwork*."
+        "In ComfyUI with the HyperNoise nodes: put the file in `models/hypernoise`, load it with "
+        "*Load Noise Hypernetwork*, and connect it to *Apply Noise Hypernetwork*."
     )
     return "\n".join(["## Use", "", comfyui, "", "In Python:", "", "```python", *code, "```"])
 
 
 def _literal(text: str) -> str:
-    """The text in Python's code."""
+    """The text as a Python string literal."""
     return json.dumps(printable(text), ensure_ascii=False)
 
 
@@ -193,19 +193,20 @@ def _evaluation(report: Report) -> str:
     settings = report.settings
     rewards = ", ".join(f"{weight:g} x {_text(name)}" for name, weight in settings.rewards.items())
     text = [
-        f"{settings.prompts} prompts, {settings.seeds} noises each, the same for all methods. "
+        f"{settings.prompts} prompts with {settings.seeds} noises each, the same for all methods. "
         f"Reward: {rewards}. Intervals: 95% bootstrap over prompts. Passes count images through "
         f"the network; seconds were measured on one machine ({_text(settings.device)})."
     ]
     if (share := report.recovered_share) is not None and share.reward is not None:
-        text.append(f"It recovers {share.reward:.0%} of ReNO's gain in the reward.")
+        text.append(f"It recovers {share.reward:.0%} of ReNO's gain in reward.")
     table = report.first_table
     before = table[BASE].pixel_diversity
     after = table[OURS].pixel_diversity if OURS in table else None
     if before is not None and after is not None:
         text.append(
-            f"Two images of one prompt differ by {after:.3f} on average, {before:.3f} without it "
-            f"(root mean square over downscaled copies, of 1)."
+            f"Two images of the same prompt differ by {after:.3f} on average, compared with "
+            f"{before:.3f} without the hypernetwork (root mean square over downscaled copies with "
+            f"values from 0 to 1)."
         )
     tables = html.escape(printable(markdown(report)), quote=False).rstrip()
     return "\n\n".join(["## Evaluation", " ".join(text), tables])

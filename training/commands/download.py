@@ -1,4 +1,4 @@
-"""`hypernoise download`: the weights of rewards, from the Hugging Face hub."""
+"""`hypernoise download`: download reward weights from the Hugging Face hub."""
 
 from ...hypernoise_core.rewards import WeightStore, get_reward, paper_weights
 from ..writable import check_folder
@@ -6,10 +6,10 @@ from .settings import DownloadConfig
 
 
 def run(config: DownloadConfig) -> None:
-    """Downloads the weights that are not there yet, checks all of them and prints their paths.
+    """Downloads the weights that are missing, verifies all of them and prints their paths.
 
     Raises:
-        ValueError: there is no such thing to download, or no such reward.
+        ValueError: something other than rewards is asked for, or there is no such reward.
     """
     kind, *names = config.what
     if kind != "rewards":

@@ -1,7 +1,7 @@
-"""An adapter as one small file for ComfyUI: fewer bits for each weight, and a lower rank.
+"""`hypernoise export`: an adapter as one small file for ComfyUI, with fewer bits or a lower rank.
 
 A branch changes its layer's weight by W = B A alpha / r, a matrix of o outputs by i inputs (times
-the kernel's size). What a reduction loses is told as ||W' - W|| / ||W||, in Frobenius norms.
+the kernel size). The error of a reduction is reported as ||W' - W|| / ||W||, in Frobenius norms.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ Adapter = TypeVar("Adapter", bound=LoraAdapter)
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What an export made, and what it lost."""
+    """The result of an export, and its error."""
 
     source: Path
     target: Path
     dtype: str
     ranks: tuple[int, int]
-    """Of most layers, before and after."""
+    """Rank of most layers, before and after."""
     sizes: tuple[int, int]
-    """Bytes of the weights' file, before and after."""
+    """Size of the weights file in bytes, before and after."""
     error: float
-    """Relative error of the changes of all weights together, through rank and dtype."""
+    """Relative error of all weight changes together, from rank and dtype."""
     layer_errors: dict[str, float]
-    """The same of each layer."""
+    """The same for each layer."""
 
     def lines(self) -> list[str]:
-        """A summary for people."""
+        """The summary to print."""
         before, after = (f"{size / 1e6:.4g} MB" for size in self.sizes)
         worst = sorted(self.layer_errors, key=self.layer_errors.__getitem__, reverse=True)
         return [
             f"{self.source}: {before}, rank {self.ranks[0]}",
             f"{self.target}: {after}, rank {self.ranks[1]}, {self.dtype}",
-            f"relative error of the weights: {self.error:.3g}, largest in",
+            f"relative error of the weights: {self.error:.3g}; layers with the largest error:",
             *(f"  {self.layer_errors[name]:.3g}  {name}" for name in worst[:SHOWN_LAYERS]),
         ]
 
 
 def run(config: ExportConfig) -> None:
-    """Exports an adapter, and prints what that has changed and the path of the file."""
+    """Exports an adapter, and prints a summary and the path of the file."""
     check_file(config.out, "OUT", replace=config.force)
     report = export_adapter(
         config.adapter, config.out, dtype=config.dtype, rank=config.rank, alpha=config.alpha
@@ -79,16 +79,16 @@ def export_adapter(
     """Write an adapter as one .safetensors file for ComfyUI.
 
     Args:
-        source: a noise hypernetwork in any form that `load_adapter` reads; or a LoRA on the
-            generator, which gets the keys that ComfyUI's Load LoRA knows.
+        source: a noise hypernetwork in any format that `load_adapter` reads; or a LoRA on the
+            generator, which is written with the keys that ComfyUI's Load LoRA node expects.
         target: the file to write.
-        dtype: of the weights: float16, bfloat16 or float32.
-        rank: what branches of a higher rank are reduced to; None: all stay as they are.
-        alpha: LoRA alpha of a source that does not tell it; the written file does.
+        dtype: dtype of the weights: float16, bfloat16 or float32.
+        rank: branches of a higher rank are reduced to this one; None: no reduction.
+        alpha: LoRA alpha of a source that does not store it; the target stores it.
 
     Raises:
-        AdapterError: the source cannot be read, or leaves its scale open.
-        ValueError: a bad target, dtype or rank, or a weight too large for the dtype.
+        AdapterError: the source cannot be read, or its LoRA alpha is unknown.
+        ValueError: the target, dtype or rank is invalid, or a weight is too large for the dtype.
     """
     source, target = Path(source), Path(target)
     weights = find_weights(source)
@@ -117,23 +117,24 @@ def export_adapter(
 
 def _check_target(weights: Path, target: Path) -> None:
     if not is_safetensors(target):
-        raise ValueError(f"an adapter is exported to one .safetensors file, not to {target}")
+        raise ValueError(f"{target}: the output file must end in .safetensors")
     if target.exists() and target.samefile(weights):
-        raise ValueError(f"{target} would be overwritten by its own export: name another target")
+        raise ValueError(f"{target} is the adapter itself: choose another output file")
 
 
 def reduce_rank(adapter: Adapter, rank: int) -> Adapter:
-    """The adapter with each branch of a higher rank replaced by the nearest one of that rank.
+    """The adapter with each branch of a higher rank replaced by its best approximation of that
+    rank.
 
-    Nearest in the Frobenius norm of W: the truncated singular value decomposition, whose singular
-    values both factors share evenly. Scales stay; branches of a lower rank stay as they are.
+    Best in the Frobenius norm of W: the truncated singular value decomposition, with the singular
+    values split evenly between the factors. Scales and branches of a lower rank are unchanged.
 
     Raises:
-        ValueError: the rank is below 1 or above the adapter's own.
+        ValueError: the rank is below 1 or above the adapter's.
     """
     metadata = adapter.metadata
     if not 1 <= rank <= metadata.rank:
-        raise ValueError(f"rank must be from 1 to the adapter's own, {metadata.rank}, not {rank}")
+        raise ValueError(f"rank must be from 1 to {metadata.rank}, the adapter's rank, not {rank}")
     branches = {name: _reduced(branch, rank) for name, branch in adapter.branches.items()}
     alpha = metadata.alpha / metadata.rank * rank
     return type(adapter)(branches, replace(metadata, rank=rank, alpha=alpha))
@@ -145,11 +146,11 @@ def _reduced(branch: LoraBranch, rank: int) -> LoraBranch:
     up, down = _factors(branch)
     q_up, r_up = torch.linalg.qr(up)
     q_down, r_down = torch.linalg.qr(down.T)
-    # B A = q_up (r_up r_down^T) q_down^T, and the bracket is no larger than r x r.
+    # B A = q_up (r_up r_down^T) q_down^T, and the product in brackets is at most r x r.
     u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
     root = s[:rank].sqrt()
     up, down = q_up @ u[:, :rank] * root, (q_down @ vh[:rank].T * root).T
-    missing = rank - len(root)  # where the layer itself is smaller than the rank
+    missing = rank - len(root)  # if the layer itself is smaller than the rank
     up, down = F.pad(up, (0, missing)), F.pad(down, (0, 0, 0, missing))
     return LoraBranch(
         down.reshape(rank, *branch.down.shape[1:]).float(),
@@ -184,12 +185,12 @@ def _cast(weight: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 
 def weight_error(a: Mapping[str, LoraBranch], b: Mapping[str, LoraBranch]) -> float:
-    """||W_b - W_a|| / ||W_a|| over all layers of `a`, which `b` has too; 0 where both are 0."""
+    """||W_b - W_a|| / ||W_a|| over all layers of `a`, which `b` must have; 0 if both are 0."""
     return _relative(_squares(branch, b[name]) for name, branch in a.items())
 
 
 def _squares(a: LoraBranch, b: LoraBranch) -> tuple[float, float]:
-    """||W_b - W_a||^2 and ||W_a||^2, without the matrices W themselves."""
+    """||W_b - W_a||^2 and ||W_a||^2, without building the matrices W."""
     (up_a, down_a), (up_b, down_b) = _factors(a), _factors(b)
     up_a, up_b = up_a * a.scale, up_b * b.scale
     difference = _norm(torch.cat([up_b, -up_a], 1), torch.cat([down_b, down_a]))
@@ -197,7 +198,7 @@ def _squares(a: LoraBranch, b: LoraBranch) -> tuple[float, float]:
 
 
 def _norm(up: Tensor, down: Tensor) -> float:
-    """||up down||, where an orthogonal factor on either side changes nothing."""
+    """||up down||; the norm does not change with an orthogonal factor on either side."""
     r_up, r_down = (torch.linalg.qr(factor, mode="r").R for factor in (up, down.T))
     return float(torch.linalg.matrix_norm(r_up @ r_down.T))
 
@@ -210,7 +211,7 @@ def _relative(squares: Iterable[tuple[float, float]]) -> float:
 
 
 def _factors(branch: LoraBranch) -> tuple[Tensor, Tensor]:
-    """B (o, r) and A (r, i x kh x kw) in float64, a grouped B as the dense one it stands for."""
+    """B (o, r) and A (r, i x kh x kw) in float64; a grouped B is expanded to the dense matrix."""
     up, down = (factor.detach().double().flatten(1) for factor in (branch.up, branch.down))
     groups = branch.rank // up.shape[1]
     return torch.block_diag(*up.chunk(groups)), down

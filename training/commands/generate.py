@@ -20,20 +20,23 @@ def run(config: GenerateConfig) -> None:
 
 
 def write_comparison(config: GenerateConfig, prompts: list[str]) -> Path:
-    """Writes `NNN_base.png`, `NNN_hypernoise.png` for each image and `grid.png`; returns the grid.
+    """Writes `NNN_base.png` and `NNN_hypernoise.png` for each image, and `grid.png`.
 
     Args:
-        prompts: all prompts, those of the file among them.
+        prompts: all prompts, including those of the file.
+
+    Returns:
+        The path of the grid.
 
     Raises:
-        ValueError: the adapter is missing where the model has no embedded one, or does not fit, or
-            a seed is out of range.
+        ValueError: no adapter is given for a model without an embedded one, the adapter does not
+            fit, or a seed is out of range.
         FileNotFoundError: there is no such model or adapter.
     """
     adapter = config.adapter
     if adapter is None:
         if config.model not in EMBEDDED:
-            raise ValueError(f"no hypernetwork for {config.model}: give one with --adapter FILE")
+            raise ValueError(f"no adapter for {config.model}: give one with --adapter FILE")
         adapter = EMBEDDED_ADAPTER
     texts = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     seeds = range(config.seed, config.seed + len(texts))

@@ -1,4 +1,4 @@
-"""`hypernoise info`: what an adapter file says about itself."""
+"""`hypernoise info`: the metadata and the size of an adapter."""
 
 import json
 from dataclasses import asdict

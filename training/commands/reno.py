@@ -1,4 +1,4 @@
-"""`hypernoise reno`: search better noise image by image, which a hypernetwork does in one pass."""
+"""`hypernoise reno`: optimise the noise of each image, which a hypernetwork does in one pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .settings import RenoCommand
 
 
 def run(settings: RenoCommand) -> None:
-    """Searches noise for each prompt, and prints the path of the grid."""
+    """Optimises the noise for each prompt, and prints the path of the grid."""
     check_folder(settings.out, "--out")
     prompts = read_prompts(settings.prompts, settings.prompts_file)
     check_seeds(range(settings.seed, settings.seed + len(prompts)))
@@ -60,18 +60,18 @@ def write_search(
     batch_size: int,
     out: Path,
 ) -> Path:
-    """Writes `NNN_start.png`, `NNN_reno.png`, the grid of both, `noise.safetensors`, `reno.json`.
+    """Writes `NNN_start.png`, `NNN_reno.png`, a grid of both, `noise.safetensors` and `reno.json`.
 
     Args:
         hypernetwork: the search starts from its noise; None: from plain noise.
-        seed: of the first image; each further image has the next seed.
-        size: height and width in pixels; None: the generator's own.
+        seed: seed of the first image; the following images use the following seeds.
+        size: height and width in pixels; None: the generator's default.
 
     Returns:
-        The grid.
+        The path of the grid.
 
     Raises:
-        ValueError: the generator makes no images of that size.
+        ValueError: the generator cannot make images of that size.
     """
     family = family_of_pipeline(pipeline)
     height, width = size or (family.default_size(pipeline),) * 2

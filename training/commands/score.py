@@ -1,4 +1,4 @@
-"""`hypernoise score`: scores a folder of images, on one process or many, resumable at any point."""
+"""`hypernoise score`: scores a folder of images on one or more processes, and can be resumed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from .settings import ScoreConfig
 
 TOTAL, IDENTITY = "total", "identity"
 _MOST_WAITING = 1 << 26  # pixels of images that wait for others of their size, 0.8 GB
-_FORMULA = re.compile("'*[=+\\-@\t\r]")  # what spreadsheets would compute, and what hides it here
+_FORMULA = re.compile("'*[=+\\-@\t\r]")  # a cell that spreadsheets would run, or one escaped here
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class Row:
     scores: dict[str, float]
     """By reward."""
     identity: str
-    """Of the image's content and of what scored it, see `_Table.identity`."""
+    """Hash of the image's content and of what scored it, see `_Table.identity`."""
 
 
 def run(config: ScoreConfig) -> None:
     """Scores a folder and prints the path of the table.
 
     Raises:
-        ValueError: images could not be scored; names each. The others are in the table.
+        ValueError: some images could not be scored; names each. The others are in the table.
     """
-    check_file(config.csv, "--csv", replace=True)  # `score_folder` keeps a table of anything else
+    check_file(config.csv, "--csv", replace=True)  # `score_folder` refuses to replace other tables
     keep_loading_quiet()
     dtype = getattr(torch, config.precision)
     rewards = load_rewards(parse_weights(config.rewards), config.rewards_folder, dtype)
@@ -87,31 +87,30 @@ def score_folder(
     batch_size: int,
     scorer: Mapping[str, str],
 ) -> list[str]:
-    """Writes image, prompt, each reward's score and the total into a CSV file, a line an image.
+    """Writes a CSV file with one row per image: image, prompt, the score of each reward, the total.
 
-    A spreadsheet runs a cell that starts with =, +, - or @ as a formula, so that such a name or
-    prompt stands behind an apostrophe in the table.
+    Spreadsheets run a cell that starts with =, +, - or @ as a formula, so such a name or prompt
+    gets an apostrophe in front.
 
-    Each process appends what it has scored to a file of its own beside the table; a run that starts
-    again takes over what is there, as far as it is of the same images, prompts and scorer, and says
-    what it does not. The table itself is written once, when all images are done. All along a lock
-    beside it keeps other runs away.
+    Each process appends its scores to its own file next to the table. A resumed run keeps the
+    scores of unchanged images, prompts and scorers, and prints how many it does not keep. The table
+    itself is written once, when all images are done. A lock file keeps other runs away meanwhile.
 
     Args:
-        folder: searched for images, subfolders too.
+        folder: searched for images, including its subfolders.
         prompts_file: see `read_prompts`.
         rewards: on the device of this process.
         table: the CSV file.
-        batch_size: images of one size scored at a time.
-        scorer: what decides the scores beside image and prompt: the identity of each reward's
+        batch_size: images of one size to score at a time.
+        scorer: what determines the scores besides image and prompt: the identity of each reward's
             weights, and the precision.
 
     Returns:
-        What is wrong with the images that could not be scored, a sentence each.
+        One sentence for each image that could not be scored.
 
     Raises:
-        ValueError: there is no image, a prompt is missing, the table holds other rewards or is of
-            another folder, or another run writes it.
+        ValueError: there are no images, a prompt is missing, the table has other rewards or belongs
+            to another folder, or another run is writing it.
         OSError: the table cannot be written; names it.
     """
     state = PartialState()
@@ -124,11 +123,11 @@ def score_folder(
 
 @contextmanager
 def _locked(file: Path, state: PartialState) -> Iterator[None]:
-    """Keeps other runs away from a table; of several processes the main one holds the lock for all,
-    and tells the others where it does not get it."""
-    # Longer than the names of all parts, so that one that would be too long is told here.
+    """Keeps other runs away from a table. The main process holds the lock for all processes, and
+    all of them raise if it cannot be acquired."""
+    # Longer than the name of any part, so that a name that is too long fails here.
     path = file.with_name(f".{file.name}.scoring.lock")
-    refusal = f"{file}: another run is writing it; wait for it or end it, or choose another --csv"
+    refusal = f"{file}: another run is writing it; wait for it or stop it, or choose another --csv"
     with ExitStack() as stack:
         problem = [None]
         if state.is_main_process:
@@ -153,9 +152,9 @@ def _score_all(
     batch_size: int,
     state: PartialState,
 ) -> list[str]:
-    """Scores what table and parts do not hold and writes the table; returns the problems."""
+    """Scores the images that have no scores yet and writes the table; returns the problems."""
     earlier = scores.rows()
-    state.wait_for_everyone()  # all have looked before anybody writes
+    state.wait_for_everyone()  # no process writes before all have read
     if state.is_main_process:
         scores.take_over(earlier)
     state.wait_for_everyone()
@@ -173,24 +172,23 @@ def _score_all(
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a file of prompts says about a folder of images."""
+    """The prompts that a file gives for the images of a folder."""
 
     of_image: dict[str, str]
     """The prompt of each image."""
     problems: list[str]
-    """A sentence for each prompt whose image is not in the folder, and for each image of a kind
-    that is not read and that has none."""
+    """One sentence for each prompt whose image is not in the folder, and for each image without a
+    prompt whose format is not supported."""
 
 
 def read_prompts(file: Path, folder: Path, names: Sequence[str]) -> Prompts:
     """The prompt of each image.
 
     Args:
-        file: as `prompt_files.read_file` reads it. Where it names the images, in a column or as
-            keys, names count as equal whatever their slashes and Unicode form, and paths may be
-            absolute; elsewhere it has one prompt for all images, or one for each in their
-            alphabetical order.
-        names: of the images in the folder, from `find_images`.
+        file: as `prompt_files.read_file` reads it. If it names the images, in a column or as keys,
+            names are compared regardless of slashes and Unicode form, and paths may be absolute.
+            Otherwise it has one prompt for all images, or one per image in alphabetical order.
+        names: names of the images in the folder, from `find_images`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -203,8 +201,8 @@ def read_prompts(file: Path, folder: Path, names: Sequence[str]) -> Prompts:
     entries = [entry for entry in entries if entry.prompt]
     if unnamed := next((entry for entry in entries if entry.in_columns), None):
         raise ValueError(
-            f"{file}, {unnamed.where}: which image is it of? A column "
-            f"{' or '.join(IMAGE_COLUMNS)} names the image of each prompt"
+            f"{file}, {unnamed.where}: there is no image name; add a column "
+            f"{' or '.join(IMAGE_COLUMNS)} with the image of each prompt"
         )
     texts = [entry.prompt for entry in entries]
     if len(texts) == 1:
@@ -212,7 +210,7 @@ def read_prompts(file: Path, folder: Path, names: Sequence[str]) -> Prompts:
     if len(texts) != len(names):
         raise ValueError(
             f"{file} has {len(texts)} prompts for {len(names)} images: give one line for all or "
-            f"one each, in the alphabetical order of the images, or a .csv with image and prompt"
+            f"one per image, in alphabetical order, or a .csv file with columns image and prompt"
         )
     return Prompts(dict(zip(names, texts, strict=True)), [])
 
@@ -221,11 +219,12 @@ def _by_name(file: Path, folder: Path, names: Sequence[str], entries: Sequence[E
     given: dict[str, Entry] = {}
     for entry in entries:
         if not entry.image:
-            raise ValueError(f"{file}, {entry.where}: it names no image, as the others do")
+            raise ValueError(f"{file}, {entry.where}: the image name is missing")
         first = given.setdefault(_plain(entry.image, folder), entry)
         if first.prompt != entry.prompt:
             raise ValueError(
-                f"{file}, {entry.where}: {entry.image!r:.100} has another prompt in {first.where}"
+                f"{file}, {entry.where}: {entry.image!r:.100} has a different prompt in "
+                f"{first.where}"
             )
     plain = {name: _plain(name, folder) for name in names}
     images = set(plain.values())
@@ -233,19 +232,19 @@ def _by_name(file: Path, folder: Path, names: Sequence[str], entries: Sequence[E
     told = {image for image, entry in given.items() if entry.prompt}
     without = [name for name in names if plain[name] not in told]
     if lacking := [name for name in without if Path(name).suffix.lower() in SUFFIXES]:
-        hint = f"; it names {strangers[0].image!r:.100}, which is not there" if strangers else ""
+        hint = f"; it names {strangers[0].image!r:.100}, which does not exist" if strangers else ""
         raise ValueError(
             f"{file} has no prompt for {len(lacking)} images, such as {lacking[0]}{hint}"
         )
     return Prompts(
         {name: given[image].prompt for name, image in plain.items() if image in told},
         [f"{file}, {e.where}: there is no image {e.image!r:.100} in {folder}" for e in strangers]
-        + [f"{folder / name} is of a kind that is not read; save it as .png" for name in without],
+        + [f"{folder / name} has an unsupported format; save it as .png" for name in without],
     )
 
 
 def _plain(name: str, folder: Path) -> str:
-    """The name of an image below the folder as all systems' spellings of it have in common."""
+    """The path of an image relative to the folder, in a form that is the same on every system."""
     name = _slashes(name.strip())
     for top in (folder.absolute(), folder.resolve()):
         name = name.removeprefix(f"{_slashes(str(top))}/")
@@ -297,22 +296,22 @@ def _score(
                 flush(max(waiting, key=lambda s: len(waiting[s]) * s[0] * s[1]))
         for size in list(waiting):
             flush(size)
-    for complaint in rewards.prompt_warnings([table.prompts[name] for name in names]):
-        tqdm.write(printable(complaint), file=sys.stderr)
+    for warning in rewards.prompt_warnings([table.prompts[name] for name in names]):
+        tqdm.write(printable(warning), file=sys.stderr)
     return problems
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The table's file, and the parts beside it that processes append to."""
+    """The table's file, and the parts next to it that the processes append to."""
 
     file: Path
     folder: Path
-    """Of the images."""
+    """Folder of the images."""
     prompts: Mapping[str, str]
-    """By image."""
+    """Prompt by image."""
     weights: Mapping[str, float]
-    """By reward."""
+    """Weight by reward."""
     scorer: Mapping[str, str]
 
     @property
@@ -324,43 +323,42 @@ class _Table:
         return sorted(self.file.parent.glob(f"{glob.escape(self.file.name)}.part*"))
 
     def identity(self, image: str) -> str:
-        """16 hexadecimal digits of an image's content and of what scores it; not of the weights in
-        the sum, which is made anew each time."""
+        """16 hexadecimal digits of a hash of an image's content and of what scores it. The weights
+        in the sum are not part of it, since the sum is computed anew each time."""
         content = sha256_of(self.folder / image)
         text = json.dumps([content, dict(self.scorer)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def rows(self) -> list[Row]:
-        """What table and parts hold, a row an image.
+        """The rows in the table and the parts, one per image.
 
         Raises:
-            ValueError: one of them has other columns.
+            ValueError: one of the files has other columns.
         """
         files = [self.file, *self._parts]
         return list({row.image: row for file in files for row in self._read(file)}.values())
 
     def take_over(self, rows: Sequence[Row]) -> None:
-        """Leaves in the table those of the rows that are of this folder's images as they are now,
-        of their prompts and this scorer; says how many are not.
+        """Keep the rows whose image, prompt and scorer are unchanged; print how many are not kept.
 
         Raises:
-            ValueError: all are of images that are not in the folder.
+            ValueError: none of the rows is for an image in the folder.
         """
         if not rows:
-            self._remove_parts()  # of which a crash may have left half a line
+            self._remove_parts()  # a crash may have left half a line
             return
         here = [row for row in rows if row.image in self.prompts]
         if not here:
             raise ValueError(
-                f"{self.file} holds scores of other images, none of them in {self.folder}: choose "
-                f"another --csv, or delete it to start anew"
+                f"{self.file} contains scores of other images, none of them in {self.folder}: "
+                f"choose another --csv, or delete the file to start over"
             )
         good = [row for row in here if self._holds(row)]
         if others := len(rows) - len(here):
-            _say(f"{others} rows of {self.file} are of images that are gone: they are left out")
+            _say(f"{others} rows of {self.file} are for images that are gone: they are dropped")
         if stale := len(here) - len(good):
             _say(
-                f"{stale} rows of {self.file} are of another image, prompt, precision or reward's "
+                f"{stale} rows of {self.file} are for another image, prompt, precision or reward "
                 f"weights: they are scored again"
             )
         self.write(good)
@@ -373,7 +371,7 @@ class _Table:
     def append(
         self, images: Sequence[str], scores: Sequence[dict[str, float]], process: int
     ) -> None:
-        """Adds images and the scores of each, by reward, to the part of a process."""
+        """Append images and their scores, by reward, to the part of a process."""
         part = self.file.with_name(f"{self.file.name}.part{process}")
         pairs = zip(images, scores, strict=True)
         rows = [Row(name, self.prompts[name], own, self.identity(name)) for name, own in pairs]
@@ -382,7 +380,7 @@ class _Table:
             file.write(_as_csv([*header, *map(self._cells, rows)]))
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Writes the table anew, in the order of the images, and removes the parts."""
+        """Rewrite the table, sorted by image, and remove the parts."""
         ordered = sorted(rows, key=lambda row: row.image)
         write_atomically(self.file, _as_csv([self.columns, *map(self._cells, ordered)]).encode())
         self._remove_parts()
@@ -397,7 +395,7 @@ class _Table:
         return [_as_text(row.image), _as_text(row.prompt), *scores, row.identity]
 
     def _read(self, file: Path) -> list[Row]:
-        """The lines of the table, or of a part, where one that a crash has cut short is left out.
+        """The rows of the table or of a part; a last line cut off by a crash is dropped.
 
         Raises:
             ValueError: the table has other columns.
@@ -412,8 +410,8 @@ class _Table:
             raise _no_table(file, error) from error
         if lines and lines[0] != self.columns:
             raise ValueError(
-                f"{file} has the columns {', '.join(lines[0])}, this run would write "
-                f"{', '.join(self.columns)}: choose another --csv, or delete it to start anew"
+                f"{file} has the columns {', '.join(lines[0])}, but this run would write "
+                f"{', '.join(self.columns)}: choose another --csv, or delete the file to start over"
             )
         try:
             return [self._row(cells) for cells in lines[1:] if len(cells) == len(self.columns)]
@@ -428,7 +426,8 @@ class _Table:
 
 def _no_table(file: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{file} is no table of scores ({error}): choose another --csv, or delete it to start anew"
+        f"{file} is not a table of scores ({error}): choose another --csv, or delete the file to "
+        f"start over"
     )
 
 
@@ -446,7 +445,7 @@ def _as_text(cell: str) -> str:
 
 
 def _bare(cell: str) -> str:
-    """What `_as_text` was given."""
+    """The inverse of `_as_text`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 

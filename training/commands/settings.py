@@ -50,7 +50,7 @@ class DemoConfig:
 
 
 def _flag(reward: str) -> str:
-    """What the published flags call a reward."""
+    """The name of a reward in the published flags."""
     return {"redness": "red"}.get(reward, reward.replace("-", "_"))
 
 
@@ -73,8 +73,7 @@ RewardFlags = make_dataclass(
     kw_only=True,
     namespace={"__module__": __name__},
 )
-"""The published flags that change single rewards: for each --enable_X, --disable_X and
---X_weighting."""
+"""The published flags for single rewards: --enable_X, --disable_X and --X_weighting for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +101,7 @@ class TrainCommand(TrainingConfig):
         super().__post_init__()
 
     def _chosen_rewards(self) -> dict[str, float]:
-        """The weights, with what the flags of single rewards change."""
+        """The weights, after the flags for single rewards."""
         weights = dict(self.rewards)
         for name in NAMES:
             flag = _flag(name)
@@ -209,7 +208,7 @@ class RenoCommand:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width; None: the model's own."""
+        """Height and width; None: the model's default."""
         return None if self.height is None else (self.height, self.width)
 
 
@@ -217,7 +216,7 @@ class RenoCommand:
 class ScoreConfig:
     """Settings of `hypernoise score`.
 
-    A run that was interrupted continues where it stopped. To use several GPUs or processes, run:
+    An interrupted run continues where it stopped. To use several GPUs or processes, run:
     accelerate launch -m hypernoise.training.cli score ...
     """
 
@@ -280,7 +279,8 @@ class DownloadConfig:
     """Settings of `hypernoise download`."""
 
     what: tuple[str, ...]
-    """rewards for the four rewards of the paper, about 13 GB; or rewards and the names of some."""
+    """The word rewards, for the four rewards of the paper (about 13 GB); or rewards followed by the
+    names of the rewards to download."""
     _: KW_ONLY
     folder: Path | None = None
     """Target folder. Default: the Hugging Face cache."""

@@ -139,7 +139,8 @@ class _Layout:
         file = _identity_file(folder)
         if file.is_file() and parse_object(read_text(file)) != self._identity(method, run):
             raise ValueError(
-                f"{folder} holds images of other settings, see {file}: choose another --out"
+                f"{folder} contains images made with other settings, see {file}: choose another "
+                f"--out"
             )
 
 

@@ -20,8 +20,8 @@ _ABLATION = re.compile(r"[\w.-]+=.+")
 class EvaluationConfig:
     """Settings of `hypernoise evaluate`.
 
-    An evaluation that was interrupted continues where it stopped. To share the work between GPUs
-    or processes, run: accelerate launch -m hypernoise.training.cli evaluate ...
+    An interrupted evaluation continues where it stopped. To share the work between GPUs or
+    processes, run: accelerate launch -m hypernoise.training.cli evaluate ...
 
     With --layout the images of a benchmark's prompts are written for its own evaluation instead;
     --data_dir is then a checkout of the benchmark.

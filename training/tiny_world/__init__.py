@@ -1,5 +1,5 @@
-"""The tiny world: a complete, small text-to-image setting that is made from nothing.
+"""The tiny world: a small, complete text-to-image setting, built from scratch.
 
-Captions and scenes (`captions`, `scenes`) and an exact checker (`checker`); `recipe` makes the two
-models that ship in `assets/`: the generator tiny-sprint and the reward tiny-preference.
+It has captions and scenes (`captions`, `scenes`) and an exact checker (`checker`). `recipe` trains
+the two models that ship in `assets/`: the generator tiny-sprint and the reward tiny-preference.
 """

@@ -1,8 +1,8 @@
-"""The captions of the tiny world: six categories, as GenEval has them, over shapes and colours.
+"""The captions of the tiny world: GenEval's six categories, with simple shapes and colours.
 
-Each caption knows what it asks for (`objects`, `relation`), so that `scenes` can draw it and
-`checker` can score an image of it. A fixed fifth of the captions is held out: no model of this
-repository, neither generator nor reward nor hypernetwork, ever sees it in training.
+Each caption carries its meaning (`objects`, `relation`), so that `scenes` can draw it and `checker`
+can score an image of it. A fixed fifth of the captions is held out: no generator, reward or
+hypernetwork in this repository sees them in training.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ _HELD_OUT_SHARE = 5  # one caption in five
 
 @dataclass(frozen=True)
 class Objects:
-    """`count` things of one `shape`; `color` None means any colour."""
+    """`count` objects of one `shape`; a `color` of None means any colour."""
 
     shape: str
     color: str | None = None
     count: int = 1
 
     def __str__(self) -> str:
-        """The words of a caption, without an article."""
+        """The words in the caption, without an article."""
         noun = self.shape if self.count == 1 else self.shape + "s"
         return noun if self.color is None else f"{self.color} {noun}"
 
@@ -45,8 +45,8 @@ class Objects:
 class Caption:
     """A caption and its meaning.
 
-    `objects` come in the order of the text; `relation`, where there is one, holds from the first
-    to the second: "a red circle above a square" has relation "above".
+    `objects` are in the order of the text; `relation`, if any, is that of the first object to the
+    second: "a red circle above a square" has the relation "above".
     """
 
     text: str
@@ -60,10 +60,10 @@ class Caption:
 
     @property
     def held_out(self) -> bool:
-        """True for the captions kept for evaluation.
+        """True for the captions reserved for evaluation.
 
-        Where colours combine with shapes, what is held out is the combination, under every prefix;
-        the few captions without colours are told apart by their prefix.
+        A combination of colours and shapes is held out with every prefix; of the few captions
+        without colours, each prefix is decided separately.
         """
         colored = any(objects.color for objects in self.objects)
         key = self.text
@@ -97,7 +97,7 @@ def _bare_captions() -> list[Caption]:
 
 @cache
 def all_captions() -> tuple[Caption, ...]:
-    """Every caption of the world, in a fixed order."""
+    """All captions of the tiny world, in a fixed order."""
     return tuple(
         Caption(prefix + bare.text, bare.category, bare.objects, bare.relation)
         for prefix, bare in product(PREFIXES, _bare_captions())
@@ -106,7 +106,7 @@ def all_captions() -> tuple[Caption, ...]:
 
 @cache
 def captions_by_category(*, held_out: bool) -> dict[str, tuple[Caption, ...]]:
-    """The captions of each category, of the held-out part or of the training part."""
+    """The captions of each category, either the held-out ones or those for training."""
     return {
         category: tuple(
             caption

@@ -1,10 +1,11 @@
-"""An exact checker: reads an image of the tiny world with plain code and scores a caption.
+"""An exact checker: finds the objects in an image of the tiny world without a model, and decides
+whether they match a caption.
 
-Segmentation: a pixel is background plus a share of one palette colour, the share and the colour
-found by least squares. Connected components of one colour are objects; an object's shape is the
-ideal shape with the same area and centroid (its zeroth and first moments) that covers it best, if
-its second moments are as round as that shape's. GenEval's categories (arXiv 2310.11513) on these
-objects; stricter than GenEval in one point: nothing may be there that the caption does not name.
+Segmentation: a pixel is modelled as background plus a share of one palette colour, both found by
+least squares. Connected components of one colour are objects. The shape of an object is the ideal
+shape of the same area and centroid (zeroth and first moments) with the best overlap, if its second
+moments are as round as that shape's. The categories are GenEval's (arXiv 2310.11513), but the
+checker is stricter in one respect: an image must not show anything the caption does not name.
 """
 
 from collections import Counter
@@ -18,10 +19,10 @@ from torch import Tensor
 from .captions import CATEGORIES, COLORS, SHAPES, Caption, Objects
 from .scenes import holds
 
-_MIN_SHARE = 0.5  # of a palette colour in a pixel that counts as an object's
-_MAX_RESIDUAL = 0.30  # RGB distance of a pixel from the mix that explains it
-_MIN_AREA = 40  # pixels; less is a speck, no object
-_MAX_SPECKS = 0.2  # of the foreground may lie in specks and unknown colours
+_MIN_SHARE = 0.5  # of a palette colour in a pixel that belongs to an object
+_MAX_RESIDUAL = 0.30  # RGB distance of a pixel from its best mix
+_MIN_AREA = 40  # pixels; anything smaller is a speck, not an object
+_MAX_SPECKS = 0.2  # share of the foreground allowed in specks and unknown colours
 _MIN_OVERLAP = 0.75  # intersection over union with the ideal shape
 _MAX_ELONGATION = 1.6  # ratio of the axes' second moments
 _PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
@@ -31,7 +32,7 @@ _PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
 class Seen:
     """An object found in an image; centroid in pixels (y down), area in pixels.
 
-    `shape` is None where no ideal shape fits.
+    `shape` is None if no ideal shape fits.
     """
 
     color: str
@@ -42,7 +43,7 @@ class Seen:
 
 
 def find_objects(image: Tensor) -> list[Seen] | None:
-    """The objects of an image (3, H, W) in [0, 1]; None where the image is clutter."""
+    """The objects in an image (3, H, W) in [0, 1]; None if the image is cluttered."""
     pixels = image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     labels, foreground = _segment(pixels)
     objects, explained = [], 0
@@ -59,7 +60,8 @@ def find_objects(image: Tensor) -> list[Seen] | None:
 
 
 def _segment(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Palette index of each pixel (H, W), -1 for background and unknown; foreground pixel count."""
+    """Palette index of each pixel (H, W), -1 for background and unknown; count of foreground
+    pixels."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     background = np.median(border, axis=0)
     offset = pixels - background  # (H, W, 3)
@@ -103,7 +105,7 @@ def _ideal(shape: str, x: float, y: float, area: int, size: tuple[int, int]) -> 
 
 
 def is_correct(image: Tensor, caption: Caption) -> bool:
-    """Whether the image (3, H, W) in [0, 1] shows what the caption says and nothing else."""
+    """Whether the image (3, H, W) in [0, 1] shows exactly what the caption says."""
     found = find_objects(image)
     if found is None or len(found) != sum(objects.count for objects in caption.objects):
         return False
@@ -131,10 +133,10 @@ class CheckerScore:
 
 
 def score_images(images: Iterable[Tensor], captions: Sequence[Caption]) -> CheckerScore:
-    """Scores images (each (3, H, W) in [0, 1]), one caption each.
+    """Scores images, each (3, H, W) in [0, 1], with one caption per image.
 
     Raises:
-        ValueError: as many captions as images are needed, and at least one.
+        ValueError: there are no images, or their number differs from that of the captions.
     """
     images = list(images)
     if not images or len(images) != len(captions):

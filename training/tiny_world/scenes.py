@@ -1,4 +1,4 @@
-"""Scenes of the tiny world: where the objects of a caption stand, and how they are drawn.
+"""Scenes of the tiny world: placing the objects of a caption, and drawing them.
 
 Letters: B images, N objects per image (unused ones have radius 0), H = W = IMAGE_SIZE pixels.
 """
@@ -17,16 +17,16 @@ MAX_OBJECTS = 4
 # How often each category is drawn in training, in the order of CATEGORIES.
 TRAINING_SHARES = (0.06, 0.12, 0.24, 0.10, 0.28, 0.20)
 
-# By object count, in pixels: how large the things are, and how far from the middle they stand.
+# By object count, in pixels: radius of the objects, and their distance from the centre.
 _RADIUS = {1: (10.0, 16.0), 2: (8.0, 11.0), 3: (7.5, 10.0), 4: (7.0, 9.0)}
 _RING = {1: (0.0, 12.0), 2: (13.5, 17.0), 3: (15.0, 18.0), 4: (17.0, 20.0)}
 _EXTENT = 1.35  # the farthest point of a shape from its centre, in radii
-_GAP = 2.0  # pixels between two objects, at least
-_SHIFT = 2.5  # pixels by which the ring leaves the middle of the image, at most
-_JITTER = 1.5  # pixels by which a thing leaves its place on the ring, at most
-# Where the first of two things stands as the second sees it, in radians, y pointing down.
+_GAP = 2.0  # minimum distance between two objects, in pixels
+_SHIFT = 2.5  # maximum offset of the ring from the centre of the image, in pixels
+_JITTER = 1.5  # maximum offset of an object from its place on the ring, in pixels
+# Direction of the first object as seen from the second, in radians, y pointing down.
 _DIRECTION = {"right of": 0.0, "below": math.pi / 2, "left of": math.pi, "above": -math.pi / 2}
-_SLANT = math.radians(35)  # off that direction, at most
+_SLANT = math.radians(35)  # maximum deviation from that direction
 
 
 @dataclass(frozen=True)
@@ -42,28 +42,28 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background colour (RGB in [0, 1]) and the things on it, in the caption's order."""
+    """A background colour (RGB in [0, 1]) and the objects on it, in the order of the caption."""
 
     background: tuple[float, float, float]
     things: tuple[Thing, ...]
 
 
 def sample_captions(count: int, rng: random.Random, *, held_out: bool) -> list[Caption]:
-    """`count` captions: a category by its training share, then any of its captions."""
+    """`count` captions: first a category by its training share, then one of its captions."""
     pools = captions_by_category(held_out=held_out)
     categories = rng.choices(CATEGORIES, TRAINING_SHARES, k=count)
     return [rng.choice(pools[category]) for category in categories]
 
 
 def sample_scene(caption: Caption, rng: random.Random) -> Scene:
-    """A random scene that is exactly what the caption says and holds nothing else."""
+    """A random scene that shows exactly what the caption says."""
     grey = rng.uniform(0.05, 0.33)
     background = tuple(min(1.0, max(0.0, grey + rng.uniform(-0.03, 0.03))) for _ in range(3))
     wanted = [(o.shape, o.color) for o in caption.objects for _ in range(o.count)]
     low, high = _RADIUS[len(wanted)]
     shared = rng.uniform(low, high)
     counted = caption.category == "counting"
-    any_color = rng.choice(list(COLORS))  # things that are counted look alike
+    any_color = rng.choice(list(COLORS))  # counted objects look alike
     things = []
     for shape, color in wanted:
         radius = shared * rng.uniform(0.95, 1.05) if counted else rng.uniform(low, high)
@@ -77,10 +77,10 @@ def _jitter(color: tuple[float, float, float], rng: random.Random) -> tuple[floa
 
 
 def _place(things: list[Thing], relation: str | None, rng: random.Random) -> tuple[Thing, ...]:
-    """Places things evenly on a ring at a random angle, inside the image and apart.
+    """Places objects evenly on a ring at a random angle, inside the image and without overlap.
 
-    One angle decides the layout, so that layouts form a continuum: a small generator learns that
-    in minutes where it would take hours to learn free places.
+    A single angle determines the layout, so layouts form a continuum: a small generator learns them
+    in minutes, where arbitrary placements would take hours.
     """
     while True:
         ring = rng.uniform(*_RING[len(things)])
@@ -123,9 +123,9 @@ def _apart(things: list[Thing]) -> bool:
 
 
 def holds(relation: str, first: tuple[float, float], second: tuple[float, float]) -> bool:
-    """Whether `first` stands to `second` as `relation` says; points are (x, y), y down, pixels.
+    """Whether `first` has the relation to `second`; points are (x, y) in pixels, y pointing down.
 
-    The direction must lie within 45 degrees of the relation's axis.
+    The direction must be within 45 degrees of the relation's axis.
     """
     dx, dy = first[0] - second[0], first[1] - second[1]
     along, across = {
@@ -156,7 +156,7 @@ def draw(scenes: list[Scene]) -> Tensor:
 
 
 def _coverage(kind: Tensor, geometry: Tensor) -> Tensor:
-    """How much of each pixel a shape covers: (B, H, W) in [0, 1], from signed distances."""
+    """The share of each pixel that a shape covers: (B, H, W) in [0, 1], from signed distances."""
     axis = torch.arange(IMAGE_SIZE) + 0.5
     x, y, radius = (value[:, None, None] for value in geometry.unbind(-1))
     dx, dy = axis[None, None, :] - x, axis[None, :, None] - y

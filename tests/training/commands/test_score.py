@@ -267,7 +267,7 @@ def test_scores_belong_to_the_content_of_the_images_and_not_to_their_names(tmp_p
     assert totals(table) == {"0.png": 1.0, "1.png": 1.0}
     score_folder(tmp_path / "b", tmp_path / "p.txt", rewards, table, 2, SCORER)
     assert totals(table) == {"0.png": -0.5, "1.png": -0.5}
-    assert f"2 rows of {table} are of another image" in capsys.readouterr().err
+    assert f"2 rows of {table} are for another image" in capsys.readouterr().err
     replaced = tmp_path / "b" / "1.png"
     status = replaced.stat()
     replaced.write_bytes((tmp_path / "a" / "1.png").read_bytes())
@@ -342,7 +342,7 @@ def test_a_table_of_another_folder_is_not_overwritten(images, prompts, tmp_path)
     (tmp_path / "other").mkdir()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "other" / "z.png")
     (tmp_path / "p.txt").write_text("a square\n")
-    with pytest.raises(ValueError, match="holds scores of other images, none of them in"):
+    with pytest.raises(ValueError, match="contains scores of other images, none of them in"):
         score_folder(tmp_path / "other", tmp_path / "p.txt", rewards, table, 4, SCORER)
     assert table.read_bytes() == before
 
@@ -368,7 +368,7 @@ def test_what_is_not_read_is_named_and_links_are_followed(tmp_path):
     assert result.returncode == 2 and "4 images are not in the table" in result.stderr
     for problem in (
         f"{folder / 'e.tif'} cannot be read as an image: cannot identify",
-        f"{folder / 'f.gif'} is of a kind that is not read",
+        f"{folder / 'f.gif'} has an unsupported format; save it as .png",
         f"{prompts}, line 1: there is no image 'z' in {folder}",
         f"{prompts}, line 2: there is no image 'y' in {folder}",
     ):
@@ -405,7 +405,9 @@ def test_a_table_of_other_rewards_is_left_alone(images, prompts, tmp_path):
 
 def test_two_prompts_of_one_image_are_named(tmp_path):
     (file := tmp_path / "p.csv").write_text("image,prompt\na.png,red\n./a.png,blue\na.png,red\n")
-    with pytest.raises(ValueError, match=r"p.csv, line 3: './a.png' has another prompt in line 2"):
+    with pytest.raises(
+        ValueError, match=r"p.csv, line 3: './a.png' has a different prompt in line 2"
+    ):
         read_prompts(file, tmp_path, ["a.png"])
 
 
@@ -480,10 +482,14 @@ def test_prompts_are_read(tmp_path, name, text, expected):
         ("p.txt", "", "0 prompts for 2 images"),
         ("p.csv", "image,prompt\na.png,one\n", "no prompt for 1 images, such as b.png"),
         ("p.csv", "image,prompt\na.png,one\nc.png,x\n", "such as b.png; it names 'c.png', which"),
-        ("p.csv", "id,prompt\n1,one\n2,x\n", "line 2: which image is it of"),
-        ("p.jsonl", '{"prompt": "one"}\n{"prompt": "x"}', "line 1: which image is it of"),
-        ("p.jsonl", '{"image": "a.png", "text": "x"}\n{"text": "x"}', "line 2: it names no image"),
-        ("p.docx", "one\nx\n", r"p\.docx: prompts are read from .*\.jsonl"),
+        ("p.csv", "id,prompt\n1,one\n2,x\n", "line 2: there is no image name"),
+        ("p.jsonl", '{"prompt": "one"}\n{"prompt": "x"}', "line 1: there is no image name"),
+        (
+            "p.jsonl",
+            '{"image": "a.png", "text": "x"}\n{"text": "x"}',
+            "line 2: the image name is missing",
+        ),
+        ("p.docx", "one\nx\n", r"p\.docx: cannot read prompts from a \.docx file; use .*\.jsonl"),
         ("p.csv", "image,words\na.png,one\n", "no column prompt"),
     ],
 )
@@ -506,7 +512,7 @@ def test_names_of_images_are_equal_whatever_their_spelling(tmp_path):
 
 
 def test_folders_without_images_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no image in"):
+    with pytest.raises(ValueError, match="no images in"):
         find_images(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         find_images(tmp_path / "gone")

@@ -473,7 +473,7 @@ def test_code_beside_a_good_generator_is_not_run(comfy, models, root, name):
     folder, marker = root / SANA_SPRINT / "g", root / "marker"
     shutil.copytree(models.folder_path, folder)
     write(folder / name, CODE.format(marker=str(marker)))
-    with pytest.raises(ValueError, match="holds code"):
+    with pytest.raises(ValueError, match="contains code"):
         comfy.run("HyperNoise_LoadSanaSprint", folder="g", instruction=True, precision="auto")
     assert not marker.exists()
 

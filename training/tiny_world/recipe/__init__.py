@@ -1,1 +1,1 @@
-"""How the tiny world's two models in `assets/` are made: tiny-sprint and tiny-preference."""
+"""Training of the tiny world's two models in `assets/`: tiny-sprint and tiny-preference."""

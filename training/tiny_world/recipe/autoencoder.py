@@ -13,7 +13,7 @@ from .optimization import MuonAdamW
 from .pool import Pool
 
 _BATCH = 32
-_NOISE = 0.15  # added to the latents in training, so that near misses decode well
+_NOISE = 0.15  # added to the latents in training, so that slightly wrong latents decode well
 _REFINING_NOISE = 0.08
 _MOMENT_WEIGHT = 0.02  # pulls each latent channel to mean 0 and variance 1
 
@@ -39,7 +39,7 @@ def train_autoencoder(pool: Pool, *, steps: int, seed: int) -> AutoencoderDC:
 
 
 def refine_decoder(vae: AutoencoderDC, pool: Pool, *, steps: int, seed: int) -> AutoencoderDC:
-    """Trains the decoder further on latents as they are: the generator's world stays the same."""
+    """Trains only the decoder further, so that the latents stay the same for the generator."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     vae.to(memory_format=torch.channels_last)
@@ -65,7 +65,7 @@ def _moments(latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_pool(vae: AutoencoderDC, pool: Pool, count: int) -> Tensor:
-    """Latents (count, C, h, w) of the pool's first images, times the scaling factor."""
+    """Latents (count, C, h, w) of the first images in the pool, times the scaling factor."""
     chunks = range(0, min(count, len(pool)), 256)
     latents = [
         vae.encode(pool.batch(list(range(i, min(i + 256, count, len(pool))))) * 2 - 1).latent

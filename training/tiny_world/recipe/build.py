@@ -1,10 +1,10 @@
-"""Makes tiny-sprint and tiny-preference from nothing.
+"""Trains tiny-sprint and tiny-preference from scratch.
 
 Run `python -m hypernoise.training.tiny_world.recipe.build`.
 
-Each stage leaves its result in the work folder and is passed over where that is already there, so
-that a broken run goes on where it was. Needs some hours on 2 cores and a C++
-compiler (for torch.compile).
+Each stage saves its result in the work folder and is skipped if the result exists, so an
+interrupted run continues where it stopped. Takes a few hours on 2 cores and needs a C++ compiler
+(for torch.compile).
 """
 
 import argparse
@@ -44,7 +44,7 @@ PREFERENCE_STEPS = 1300
 AUTOENCODER_STEPS = 1000
 REFINING_STEPS = 600
 TEACHER_STEPS = 1800
-SAMPLING_STEPS = 8  # of the teacher, for the student's pairs
+SAMPLING_STEPS = 8  # teacher steps for the student's pairs
 SAMPLING_GUIDANCE = 2.0
 PAIRS = 16_000
 STUDENT_STEPS = 1400
@@ -53,7 +53,7 @@ _CHECKED_PER_CATEGORY = 20
 
 @dataclass
 class Build:
-    """The stages; each is computed once and kept in `work`."""
+    """The stages; each is computed once and saved in `work`."""
 
     work: Path
     seed: int
@@ -99,7 +99,7 @@ class Build:
 
     @cached_property
     def pairs(self) -> Pairs:
-        """Noises and what the teacher makes of them."""
+        """Noises and the images that the teacher generates from them."""
 
         def make() -> Pairs:
             captions = sample_captions(PAIRS, random.Random(self.seed + 1), held_out=False)
@@ -156,7 +156,7 @@ class Build:
 
     @torch.no_grad()
     def _report(self, name: str, generator: Generator, step: int, sampling_steps: int) -> None:
-        """Prints the checker's score on held-out captions; decides nothing."""
+        """Prints the checker's score on held-out captions; nothing depends on it."""
         rng = random.Random(99)
         pools = captions_by_category(held_out=True)
         captions = [rng.choice(pools[c]) for c in CATEGORIES for _ in range(_CHECKED_PER_CATEGORY)]
@@ -171,7 +171,7 @@ class Build:
         print(f"\n{name} after {step} steps: checker {score.mean:.3f} ({parts})", flush=True)
 
     def write(self, out: Path) -> None:
-        """Writes tiny-sprint and tiny-preference as they ship."""
+        """Writes tiny-sprint and tiny-preference in the form that ships."""
         pipeline, student = build_pipeline(), self.student
         vae = self.refined_autoencoder
         pipeline.vae.load_state_dict(vae.state_dict())
@@ -188,22 +188,24 @@ class Build:
 
 
 def _name_tokenizer_for_every_transformers(path: Path) -> None:
-    """transformers 5 writes a class name that 4 does not know; both know the old one."""
+    """transformers 5 writes a class name that version 4 lacks; both know the old one."""
     text = read_text(path)
     path.write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
 
 
 def main() -> None:
-    """Parses the command line and makes both models."""
+    """Parses the command line and trains both models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("out/tiny_world"), help="stages go here")
-    parser.add_argument("--out", type=Path, default=Path("assets"), help="the models go here")
+    parser.add_argument(
+        "--work", type=Path, default=Path("out/tiny_world"), help="results of stages"
+    )
+    parser.add_argument("--out", type=Path, default=Path("assets"), help="output folder")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     Build(options.work, options.seed).write(options.out)
-    print(f"made {options.out} in {(time.monotonic() - start) / 60:.0f} minutes")
+    print(f"wrote {options.out} in {(time.monotonic() - start) / 60:.0f} minutes")
 
 
 if __name__ == "__main__":

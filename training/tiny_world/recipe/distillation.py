@@ -1,9 +1,9 @@
-"""How the generator of tiny-sprint learns: a flow-matching teacher, then a one-step student.
+"""Training of tiny-sprint's generator: a flow-matching teacher, then a one-step student.
 
 Letters: B batch, C, h, w latent channels and size, L tokens. SANA-Sprint's time s runs from 0 (an
-image) to 1 (noise); along it x_s = (1 - s) x_0 + s n, and the network predicts n - x_0, which is
-what SANA-Sprint's TrigFlow output comes to in these units. The student learns on pairs of a noise
-and what the teacher makes of it (rectified flow, arXiv 2209.03003), mostly at s = 1.
+image) to 1 (noise), with x_s = (1 - s) x_0 + s n. The network predicts n - x_0, which is equivalent
+to SANA-Sprint's TrigFlow output in these units. The student learns from pairs of a noise and the
+teacher's image for it (rectified flow, arXiv 2209.03003), mostly at s = 1.
 """
 
 import random
@@ -21,12 +21,12 @@ from .optimization import Ema, MuonAdamW
 
 _BATCH = 128
 _TEXT_LENGTH = 14  # the longest caption with <bos> and the instruction token
-_INSTRUCTION_SHARE = 0.75  # of texts that start with the pipeline's instruction
-_EMPTY_SHARE = 0.1  # of teacher texts that are empty, for classifier-free guidance
+_INSTRUCTION_SHARE = 0.75  # share of texts that start with the pipeline's instruction
+_EMPTY_SHARE = 0.1  # share of empty texts for the teacher, for classifier-free guidance
 _GUIDANCE_INPUT = 0.45  # the pipeline's guidance 4.5 x guidance_embeds_scale 0.1
-_FULL_NOISE_SHARE = 0.6  # of student samples at s = 1
-# Deviation by which a pair's noise is moved each time: the student becomes a smooth function of the
-# noise, whose gradient a hypernetwork can follow, and does not learn its pairs by heart.
+_FULL_NOISE_SHARE = 0.6  # share of student samples at s = 1
+# Standard deviation of the random change to a pair's noise: makes the student a smooth function of
+# the noise, whose gradient a hypernetwork can follow, and keeps it from memorising its pairs.
 _NOISE_JITTER = 0.1
 
 
@@ -93,7 +93,7 @@ def train_teacher(
     seed: int,
     report: Callable[[Generator, int], None],
 ) -> Generator:
-    """Flow matching on latents (N, C, h, w) with their captions."""
+    """Trains by flow matching on latents (N, C, h, w) with their captions."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     tokens = tokenize(texts, rng)
@@ -144,7 +144,7 @@ def integrate(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Noises (N, C, h, w), what the teacher made of them, and the token ids (N, L)."""
+    """Noises (N, C, h, w), the teacher's latents for them, and the token ids (N, L)."""
 
     noise: Tensor
     image: Tensor
@@ -160,7 +160,7 @@ def make_pairs(
     guidance: float,
     seed: int,
 ) -> Pairs:
-    """One pair for each text; latents of `shape` (C, h, w)."""
+    """One pair per text, with latents of `shape` (C, h, w)."""
     torch.manual_seed(seed)
     tokens = tokenize(texts, random.Random(seed))
     noise = torch.randn(len(texts), *shape)
@@ -179,7 +179,7 @@ def train_student(
     seed: int,
     report: Callable[[Generator, int], None],
 ) -> Generator:
-    """Regression of the teacher's straightened paths, from the teacher's own weights."""
+    """Trains by regression on the teacher's straightened paths, from the teacher's weights."""
     torch.manual_seed(seed)
 
     def loss_of() -> Tensor:

@@ -1,7 +1,7 @@
-"""The architecture of tiny-sprint: a SANA-Sprint pipeline at the size of the tiny world.
+"""The architecture of tiny-sprint: a small SANA-Sprint pipeline for the tiny world.
 
-The classes are those of the published model (SanaTransformer2DModel with guidance embedding,
-AutoencoderDC, Gemma2, SCMScheduler), so that every code path of SANA-Sprint runs on it.
+It uses the classes of the published model (SanaTransformer2DModel with guidance embedding,
+AutoencoderDC, Gemma2, SCMScheduler), so every code path of SANA-Sprint also runs on it.
 """
 
 import torch
@@ -17,19 +17,19 @@ LATENT_SIZE = IMAGE_SIZE // 8
 TEXT_WIDTH = 64
 _SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 # SanaSprintPipeline puts a long instruction for a large language model before each prompt. Its
-# words mean nothing here, so the tokenizer reads the whole of it as one token.
+# words have no meaning here, so the tokenizer reads all of it as one token.
 INSTRUCTION = "<instruction>"
 
 
 def vocabulary() -> dict[str, int]:
-    """Every word of the captions and the special tokens, with their ids."""
+    """The ids of the special tokens and of every word in the captions."""
     phrases = (*PREFIXES, *NUMBERS, *COLORS, *RELATIONS, *SHAPES, *(s + "s" for s in SHAPES))
     words = sorted({word for phrase in (*phrases, "a and") for word in phrase.split()})
     return {word: i for i, word in enumerate((*_SPECIAL, INSTRUCTION, *words))}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words; like Gemma's it starts each text with <bos>."""
+    """A word-level tokenizer that starts each text with <bos>, like Gemma's."""
     ids = vocabulary()
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -121,7 +121,7 @@ def build_vae() -> AutoencoderDC:
 
 
 def build_pipeline(seed: int = 0) -> SanaSprintPipeline:
-    """The whole pipeline with random weights, as training starts from them."""
+    """The whole pipeline with random weights, from which training starts."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = SanaSprintPipeline(

@@ -1,4 +1,4 @@
-"""How the models of the tiny world are optimised: Muon for matrices, AdamW for the rest, EMA."""
+"""Optimization of the tiny world's models: Muon for matrices, AdamW for the rest, and EMA."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ _EMA_DECAY = 0.998
 
 
 class MuonAdamW:
-    """Muon (hidden matrices, 1x1 convolutions among them) beside AdamW (all other parameters).
+    """Muon for hidden matrices, including 1x1 convolutions, and AdamW for all other parameters.
 
     One schedule for both: linear warm-up, then a cosine to 2% of the peak learning rate.
     """
@@ -22,7 +22,7 @@ class MuonAdamW:
         named = [(name, p) for module in modules for name, p in module.named_parameters()]
         self._matrices = [p for name, p in named if _is_hidden_matrix(name, p)]
         rest = [p for name, p in named if not _is_hidden_matrix(name, p)]
-        # torch's Muon takes 2-D parameters only: 1x1 kernels are shown to it as matrices.
+        # torch's Muon only takes 2-D parameters, so it gets 1x1 kernels as matrices.
         self._views = [nn.Parameter(p.detach().flatten(1)) for p in self._matrices]
         muon = torch.optim.Muon(
             self._views, lr=muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
@@ -59,7 +59,7 @@ def _schedule(step: int, steps: int) -> float:
 
 
 class Ema:
-    """An exponential moving average of a module's weights; `module` holds it."""
+    """An exponential moving average of a module's weights, stored in `module`."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A pool of captioned scenes, drawn once, from which the models of the tiny world are trained."""
+"""A pool of captioned scenes, drawn once, on which the models of the tiny world are trained."""
 
 import random
 from collections import defaultdict
@@ -16,7 +16,7 @@ _CHUNK = 256  # images drawn at a time
 
 @dataclass(frozen=True)
 class Pool:
-    """`images` (N, 3, H, W) uint8 and `captions`, N of them, none held out."""
+    """`images` (N, 3, H, W) uint8 and their N `captions`, none of them held out."""
 
     images: Tensor
     captions: list[Caption]
@@ -31,9 +31,9 @@ class Pool:
         return self.images[indices].float() / 255
 
     def lookalikes(self, index: int, count: int, rng: random.Random) -> list[int]:
-        """`index` and images of `count - 1` captions that differ from its caption in one word.
+        """`index`, and images for `count - 1` captions that differ from its caption in one word.
 
-        Swapped objects count as one difference. Captions may repeat where there are few.
+        Swapped objects count as one difference. Captions may repeat if there are few.
         """
         texts = self._neighbours[self.captions[index].text]
         chosen = [rng.choice(texts) for _ in range(count - 1)] if texts else []
@@ -56,7 +56,7 @@ def draw_pool(size: int, seed: int) -> Pool:
 
 
 def _find_neighbours(captions: dict[str, Caption]) -> dict[str, list[str]]:
-    """For each text the texts that share its bucket: all slots but one, or the same objects."""
+    """For each text, the texts that agree in all slots but one, or have the same words."""
     buckets = defaultdict(list)
     for text, caption in captions.items():
         for key in _keys(caption):
@@ -79,7 +79,8 @@ def _keys(caption: Caption) -> list[tuple]:
 
 
 def _unordered(caption: Caption) -> tuple:
-    """The words of a caption of two objects, in no order: attributes swapped or exchanged."""
+    """A key that is the same for all ways to swap the objects or colours of a caption with two
+    objects."""
     a, b = caption.objects
     variants = (
         (replace(a, color=ca), replace(b, color=cb))

@@ -1,8 +1,8 @@
 """tiny-preference: a small CLIP that scores how well an image of the tiny world fits a caption.
 
-Trained contrastively on drawn scenes of training captions. Each batch is made of groups of
-captions that differ in one word, so that the easiest way out is to read every word. Each caption
-also has to prefer its image to spoilt ones, as people prefer clear images to unclear ones.
+It is trained contrastively on drawn scenes of the training captions. Each batch consists of groups
+of captions that differ in one word, so that the model has to read every word. Each caption must
+also prefer its image to spoilt ones, as people prefer clear images to unclear ones.
 """
 
 import random
@@ -20,12 +20,12 @@ from .generator import build_tokenizer, vocabulary
 from .optimization import MuonAdamW
 from .pool import Pool
 
-_GROUPS, _GROUP_SIZE = 40, 4  # captions of a batch
-_SPOILT = 64  # images of a batch that are shown a second time, spoilt
+_GROUPS, _GROUP_SIZE = 40, 4  # of captions in a batch
+_SPOILT = 64  # images of a batch that are also shown spoilt
 
 
 def build_preference() -> CLIPModel:
-    """A CLIP of 0.6 million parameters: 8x8 patches, width 96, four layers beside two."""
+    """A CLIP of 0.6 million parameters: 8x8 patches, width 96, four image and two text layers."""
     width = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4}
     config = CLIPConfig(
         projection_dim=64,
@@ -51,7 +51,7 @@ def build_preference() -> CLIPModel:
 
 
 def build_preference_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of tiny-sprint, with <eos> behind each text, from which CLIP reads it."""
+    """The tokenizer of tiny-sprint with an <eos> after each text, where CLIP pools its features."""
     tokenizer, ids = build_tokenizer(), vocabulary()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>",
@@ -75,7 +75,7 @@ def similarities(
 
 
 def _augment(images: Tensor, rng: random.Random) -> Tensor:
-    """Blur and grain, as a generator's images have them."""
+    """Adds blur and grain, as in the images of a generator."""
     if rng.random() < 0.5:
         size = rng.choice((24, 32, 40, 48))
         small = F.interpolate(images, size=size, mode="area")
@@ -84,9 +84,9 @@ def _augment(images: Tensor, rng: random.Random) -> Tensor:
 
 
 def _spoil(images: Tensor, others: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] as a poor generator makes them: melted, bent or two in one.
+    """Images (B, 3, H, W) in [0, 1] with the flaws of a poor generator: blurred, warped or blended.
 
-    `others` (B, 3, H, W) are what shines through.
+    `others` (B, 3, H, W) are the images to blend with.
     """
     size, count = images.shape[-1], len(images)
     small = F.interpolate(images, size=size // 6, mode="area")
@@ -101,7 +101,7 @@ def _spoil(images: Tensor, others: Tensor) -> Tensor:
 
 
 def train_preference(pool: Pool, *, steps: int, seed: int) -> CLIPModel:
-    """Trains tiny-preference on a pool; prints the loss and the in-batch accuracy as it goes."""
+    """Trains tiny-preference on a pool; shows the in-batch accuracy in the progress bar."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     model, tokenizer = build_preference(), build_preference_tokenizer()
@@ -130,6 +130,6 @@ def train_preference(pool: Pool, *, steps: int, seed: int) -> CLIPModel:
 
 
 def save_preference(model: CLIPModel, folder: Path) -> None:
-    """Writes the model and its tokenizer as transformers loads them."""
+    """Writes the model and its tokenizer in transformers' format."""
     model.save_pretrained(folder)
     build_preference_tokenizer().save_pretrained(folder)
