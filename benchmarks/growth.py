@@ -33,7 +33,7 @@ from hypernoise.hypernoise_core.lora import modules_by_name
 from hypernoise.hypernoise_core.rewards import Ensemble, WeightStore
 from hypernoise.hypernoise_core.rewards.tiny_preference import TinyPreference
 from hypernoise.training.config import TrainingConfig
-from hypernoise.training.embedded import EMBEDDED_ADAPTER
+from hypernoise.training.embedded_models import EMBEDDED_ADAPTER
 from hypernoise.training.memory import save_memory
 from hypernoise.training.parts import prepare_training
 from hypernoise.training.published_models import build_on_meta

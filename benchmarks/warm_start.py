@@ -18,7 +18,7 @@ from hypernoise.hypernoise_core.generate import encode_prompts
 from hypernoise.hypernoise_core.hypernetwork import NoiseHypernetwork
 from hypernoise.hypernoise_core.reno import RenoConfig
 from hypernoise.hypernoise_core.rewards import load_rewards
-from hypernoise.training.embedded import EMBEDDED_ADAPTER
+from hypernoise.training.embedded_models import EMBEDDED_ADAPTER
 from hypernoise.training.evaluation.methods import Task, search
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.prompts import tiny_world_captions

@@ -254,7 +254,7 @@ MAY_NAME = {
     "nodes/model_folders.py": "the folder that one family's nodes look into",
     "nodes/rewards.py": "words that people search nodes by",
     "training/commands/settings.py": "a reward that the reference calls differently",
-    "training/embedded.py": "the default reward of the embedded generator",
+    "training/embedded_models.py": "the default reward of the embedded generator",
     "training/published_models.py": "the family of each published model",
     "training/validation/watch.py": "an order of preference among rewards",
 }

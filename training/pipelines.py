@@ -10,7 +10,7 @@ import torch
 
 from ..hypernoise_core.file_identity import identity_of
 from ..hypernoise_core.library_folder import building_from, check_pipeline, read_json
-from .embedded import EMBEDDED
+from .embedded_models import EMBEDDED
 from .progress import keep_loading_quiet
 from .published_models import PUBLISHED
 

@@ -13,7 +13,7 @@ from hypernoise.hypernoise_core.library_folder import (
     check_pipeline,
     safetensors_variant,
 )
-from hypernoise.training.embedded import EMBEDDED
+from hypernoise.training.embedded_models import EMBEDDED
 from hypernoise.training.pipelines import load_pipeline
 
 GENERATOR = EMBEDDED["tiny-sprint"]

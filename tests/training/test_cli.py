@@ -19,7 +19,7 @@ from hypernoise.tests.warm import hypernoise as run
 from hypernoise.training import cli, versions
 from hypernoise.training.commands import settings
 from hypernoise.training.commands.settings import GenerateConfig
-from hypernoise.training.embedded import EMBEDDED_ADAPTER
+from hypernoise.training.embedded_models import EMBEDDED_ADAPTER
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.prompt_files import read_prompts
 from hypernoise.training.published_models import PUBLISHED

@@ -19,7 +19,7 @@ from hypernoise.hypernoise_core.rewards.redness import Redness
 from hypernoise.tests.core.conftest import build_tiny
 from hypernoise.tests.rewards.test_full_size import UNUSED, published
 from hypernoise.training.config import TrainingConfig
-from hypernoise.training.embedded import EMBEDDED
+from hypernoise.training.embedded_models import EMBEDDED
 from hypernoise.training.estimate import (
     OPTIMIZER_COPIES,
     estimate,

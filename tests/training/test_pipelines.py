@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hypernoise.training.embedded import ASSETS
+from hypernoise.training.embedded_models import ASSETS
 from hypernoise.training.pipelines import model_folder, model_identity, text_parts
 
 TINY = ASSETS / "tiny-sprint"

@@ -33,7 +33,7 @@ from hypernoise.tests.trust.generated import examples
 from hypernoise.tests.warm import hypernoise
 from hypernoise.training import prompt_files
 from hypernoise.training.commands.score import read_prompts
-from hypernoise.training.embedded import EMBEDDED
+from hypernoise.training.embedded_models import EMBEDDED
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.prompt_files import read_file
 from hypernoise.training.prompts import load_prompts

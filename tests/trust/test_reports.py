@@ -20,7 +20,7 @@ from hypernoise.hypernoise_core.text import printable
 from hypernoise.tests.trust.generated import examples
 from hypernoise.training.commands import demo
 from hypernoise.training.commands.card import write_card
-from hypernoise.training.embedded import EMBEDDED_ADAPTER
+from hypernoise.training.embedded_models import EMBEDDED_ADAPTER
 from hypernoise.training.report import figures
 from hypernoise.training.report import page as report
 from hypernoise.training.report.figures import GainPoint, Point

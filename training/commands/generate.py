@@ -5,7 +5,7 @@ from pathlib import Path
 from ...hypernoise_core.adapter import load_adapter
 from ...hypernoise_core.generate import encode_prompts, generate
 from ...hypernoise_core.seeds import check_seeds
-from ..embedded import EMBEDDED, EMBEDDED_ADAPTER
+from ..embedded_models import EMBEDDED, EMBEDDED_ADAPTER
 from ..pipelines import load_pipeline
 from ..prompt_files import read_prompts
 from ..report.figures import side_by_side, write_png

@@ -17,7 +17,7 @@ from ...hypernoise_core.hypernetwork import NoiseHypernetwork
 from ...hypernoise_core.reno import RenoConfig, RenoResult
 from ...hypernoise_core.rewards import Ensemble, load_rewards, parse_weights
 from ...hypernoise_core.seeds import check_seeds
-from ..embedded import default_rewards
+from ..embedded_models import default_rewards
 from ..pipelines import load_pipeline
 from ..progress import progress_bar
 from ..prompt_files import read_prompts

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from ...hypernoise_core.atomic_file import write_atomically
 from ...hypernoise_core.strict_json import parse_object
 from ...hypernoise_core.text_file import read_text
-from ..embedded import EMBEDDED
+from ..embedded_models import EMBEDDED
 from ..prompts import load_prompts, spread, tiny_world_captions
 from ..report.page import REPORTS
 from ..tiny_world.captions import Caption, parse_caption

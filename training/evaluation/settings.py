@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ...hypernoise_core.reward_registry import parse_weights
-from ..embedded import EMBEDDED, EMBEDDED_ADAPTER, default_rewards
+from ..embedded_models import EMBEDDED, EMBEDDED_ADAPTER, default_rewards
 from ..settings import PLACE
 
 _TABLE_STEPS = (1, 2, 4, 8, 16, 32)

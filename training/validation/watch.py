@@ -17,7 +17,7 @@ from ...hypernoise_core.rewards import (
     load_rewards,
     score_in_batches,
 )
-from ..embedded import EMBEDDED
+from ..embedded_models import EMBEDDED
 from ..tiny_world.captions import parse_caption
 from ..tiny_world.checker import is_correct
 

@@ -10,7 +10,7 @@ import yaml
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
 from hypernoise.hypernoise_core.generator_lora import GeneratorLora, save_generator_lora
 from hypernoise.training.commands.card import write_card
-from hypernoise.training.embedded import EMBEDDED_ADAPTER
+from hypernoise.training.embedded_models import EMBEDDED_ADAPTER
 from hypernoise.training.pipelines import load_pipeline
 
 

@@ -19,7 +19,7 @@ from hypernoise.tests import warm
 from hypernoise.training.checkpoints import Checkpoints
 from hypernoise.training.commands import train as run
 from hypernoise.training.config import TrainingConfig
-from hypernoise.training.embedded import ASSETS
+from hypernoise.training.embedded_models import ASSETS
 from hypernoise.training.parts import choose_prompts
 from hypernoise.training.settings import load_settings
 from hypernoise.training.tracking import read

@@ -18,7 +18,7 @@ from hypernoise.tests.training.evaluation.runs import (
     new_lora,
 )
 from hypernoise.tests.warm import hypernoise as run
-from hypernoise.training.embedded import ASSETS, EMBEDDED_ADAPTER
+from hypernoise.training.embedded_models import ASSETS, EMBEDDED_ADAPTER
 from hypernoise.training.evaluation import methods
 from hypernoise.training.pipelines import load_pipeline
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hypernoise.hypernoise_core.generator_lora import GeneratorLora
-from hypernoise.training.embedded import EMBEDDED_ADAPTER
+from hypernoise.training.embedded_models import EMBEDDED_ADAPTER
 from hypernoise.training.evaluation import methods
 from hypernoise.training.evaluation.layouts import write_layout
 from hypernoise.training.evaluation.settings import EvaluationConfig

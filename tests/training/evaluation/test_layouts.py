@@ -15,7 +15,7 @@ from hypernoise.tests.training.evaluation.runs import (
     images_of,
     pixels,
 )
-from hypernoise.training.embedded import EMBEDDED_ADAPTER
+from hypernoise.training.embedded_models import EMBEDDED_ADAPTER
 from hypernoise.training.evaluation.layouts import write_layout
 from hypernoise.training.evaluation.runner import noise_seed
 from hypernoise.training.evaluation.settings import EvaluationConfig

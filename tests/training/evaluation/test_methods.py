@@ -13,7 +13,7 @@ from hypernoise.tests.training.evaluation.runs import (
     PROMPTS,
     new_lora,
 )
-from hypernoise.training.embedded import EMBEDDED_ADAPTER
+from hypernoise.training.embedded_models import EMBEDDED_ADAPTER
 from hypernoise.training.evaluation import methods
 
 

@@ -23,7 +23,7 @@ from hypernoise.tests.training.evaluation.runs import (
 )
 from hypernoise.tests.warm import hypernoise as run
 from hypernoise.training.commands.evaluate import evaluate
-from hypernoise.training.embedded import EMBEDDED_ADAPTER
+from hypernoise.training.embedded_models import EMBEDDED_ADAPTER
 from hypernoise.training.evaluation import (
     jobs,
     lpips,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hypernoise.hypernoise_core.adapter import load_adapter, save_adapter
-from hypernoise.training.embedded import EMBEDDED_ADAPTER
+from hypernoise.training.embedded_models import EMBEDDED_ADAPTER
 from hypernoise.training.evaluation import tables
 from hypernoise.training.evaluation.adapters import Adapters
 from hypernoise.training.evaluation.eval_prompts import load_eval_prompts, select_prompts

@@ -17,7 +17,7 @@ from hypernoise.hypernoise_core.rewards import load_rewards
 from hypernoise.hypernoise_core.rewards.clip_score import ClipScore
 from hypernoise.tests import warm
 from hypernoise.tests.rewards import stand_ins
-from hypernoise.training.embedded import ASSETS
+from hypernoise.training.embedded_models import ASSETS
 from hypernoise.training.pipelines import load_pipeline
 from hypernoise.training.tiny_world.captions import captions_by_category, parse_caption
 from hypernoise.training.tiny_world.checker import is_correct
