@@ -198,7 +198,7 @@ def test_a_generator_that_asks_for_code_or_files_elsewhere_is_refused(server, mo
         "code": "contains code",
         "auto map": "auto_map",
         "module": "contains code",
-        "shards": "as a part",
+        "shards": "as a shard",
         "linked part": "extra_model_paths.yaml",
     }.items():
         run = server.run(text_to_image(value))
